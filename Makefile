@@ -1,0 +1,83 @@
+# Two commands: `make demo` trains and evaluates a policy, `make test` runs every check. Both install what they need into .venv.
+PYTHON ?= python3
+ARGS   ?=
+VENV   := .venv
+BIN    := $(VENV)/bin
+PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+INPUTS := settings.ini setup.py pyproject.toml constraints.txt
+# One thread a process, two processes: the notebooks and the tests share two cores without fighting for them
+CHECK  := OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false MPLBACKEND=agg HF_HUB_OFFLINE=1
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test install dev sync check-sync notebooks coverage docs browser checkpoint wheel wheel-test clean
+
+help: ## list the targets
+	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/  make \1|\2/p' Makefile | awk -F'|' '{ printf "%-20s %s\n", $$1, $$2 }'
+
+demo: $(VENV)/.run ## train and evaluate the tiny policy on drawn geometry; options: make demo ARGS="--quick"
+	$(BIN)/calibrl demo $(ARGS)
+
+test: $(VENV)/.dev ## every check: notebooks against modules, notebook tests, pytest, coverage
+	$(BIN)/python tools/check_sync.py
+	@rm -f .coverage .coverage.*
+	$(CHECK) $(BIN)/coverage run $(BIN)/nbdev_test --n_workers 2 --do_print --timing
+	$(CHECK) $(BIN)/coverage run -m pytest -n 2 -m "not browser" $(ARGS)
+	$(BIN)/coverage combine --quiet
+	$(BIN)/coverage report --skip-covered
+
+install: $(VENV)/.run ## install calibrl into .venv, to run it
+dev: $(VENV)/.dev ## install what working on calibrl needs
+
+sync: $(VENV)/.dev ## write modules and README from the notebooks (run it before each commit)
+	$(BIN)/nbdev_clean
+	$(BIN)/nbdev_export
+	$(BIN)/python tools/readme.py
+
+check-sync: $(VENV)/.dev ## tell which notebooks and modules differ, changing nothing
+	$(BIN)/python tools/check_sync.py
+
+docs: $(VENV)/.docs ## build the site into _docs, readable without a network
+	$(CHECK) $(BIN)/python tools/build_docs.py
+
+browser: $(VENV)/.docs ## drive the built site and a live notebook in Chromium
+	$(CHECK) $(BIN)/python -m pytest tests/test_browser.py -m browser $(ARGS)
+
+checkpoint: $(VENV)/.run ## rebuild the tiny checkpoint that the package carries (about ten minutes)
+	$(BIN)/python -m calibrl.geometry calibrl/assets/tiny
+
+wheel: $(VENV)/.dev ## build the wheel into dist
+	@rm -rf dist build/lib build/bdist.*
+	$(BIN)/python -m pip wheel --quiet --disable-pip-version-check --no-deps --wheel-dir dist .
+
+wheel-test: wheel ## install the wheel alone into an empty environment and run the quick demo there
+	rm -rf build/wheel-venv && mkdir -p build/wheel-run
+	$(PYTHON) -m venv build/wheel-venv
+	build/wheel-venv/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt dist/*.whl
+	@if build/wheel-venv/bin/python -c 'import nbdev' 2>/dev/null; then echo "wheel-test: nbdev was installed, the package must not need it" >&2; exit 1; fi
+	cd build/wheel-run && ../wheel-venv/bin/calibrl demo --quick
+
+clean: ## remove what the targets made, .venv apart
+	rm -rf _docs _proc build dist .coverage .coverage.* .pytest_cache .hypothesis *.egg-info
+
+# Each stamp installs again only when one of INPUTS is newer than it
+$(VENV)/.made:
+	@command -v $(PYTHON) >/dev/null 2>&1 || { echo "calibrl: $(PYTHON) is not there; install Python 3.10 or newer, or name one: make PYTHON=/path/to/python3" >&2; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || { echo "calibrl: Python 3.10 or newer is needed and $(PYTHON) is older; name another: make PYTHON=/path/to/python3" >&2; exit 1; }
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { echo "calibrl: $(PYTHON) has no venv module; on Debian or Ubuntu: apt install python3-venv" >&2; exit 1; }
+	@$(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv $(VENV)
+	@touch $@
+
+$(VENV)/.run: $(VENV)/.made $(INPUTS)
+	@echo "Installing calibrl into $(VENV): some minutes the first time, PyTorch is large"
+	$(PIP) -e .
+	@touch $@
+
+$(VENV)/.dev: $(VENV)/.made $(INPUTS)
+	@echo "Installing calibrl with its development tools into $(VENV): some minutes the first time, PyTorch is large"
+	$(PIP) -e ".[dev]"
+	@touch $@ $(VENV)/.run
+
+$(VENV)/.docs: $(VENV)/.dev
+	@$(BIN)/python -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "calibrl: building the docs needs Python 3.11 or newer in $(VENV)" >&2; exit 1; }
+	$(PIP) -e ".[dev,docs]"
+	@touch $@
