@@ -12,15 +12,16 @@ from typing import Callable, Optional
 import torch
 import torch.nn.functional as F
 
-# %% ../nbs/00_loss.ipynb #e8277ef5
+# %% ../nbs/00_loss.ipynb #3188999f
 def group_advantages(
     rewards,  # (groups, n) rewards of the on-policy responses: tensor, array or nested list
     norm_std:bool=False,  # also divide by the group's unbiased standard deviation + 1e-6, as GRPO does
 )->torch.Tensor:  # (groups, n) advantages; all zero for a group whose rewards are equal (std < 1e-4)
     "Reward minus its group's mean (arXiv 2602.20197; authors' code src/core_algos.py)"
     try: r = torch.as_tensor(rewards)
-    except (TypeError, ValueError) as e: raise ValueError(f"rewards: needs a rectangle of numbers, groups x n ({e})") from None
-    if r.ndim != 2 or r.shape[1] == 0: raise ValueError(f"rewards: needs shape (groups, n) with n >= 1, got {tuple(r.shape)}")
+    except (TypeError, ValueError, RuntimeError) as e: raise ValueError(f"rewards: needs numbers of shape (groups, n) ({e})") from None
+    if r.ndim != 2 or r.shape[1] == 0:
+        raise ValueError(f"rewards: needs shape (groups, n) with n >= 1, got {tuple(r.shape)}")
     r = r.detach().to(torch.promote_types(r.dtype, torch.float32))
     if not r.isfinite().all(): raise ValueError("rewards: has NaN or infinite values")
     if r.shape[1] == 1: return torch.zeros_like(r)
@@ -52,7 +53,7 @@ def masked_mean(
     m = mask.bool()
     return torch.where(m, values, 0.).sum() / (m.sum().to(values.dtype) + 1e-8)
 
-# %% ../nbs/00_loss.ipynb #2a95c099
+# %% ../nbs/00_loss.ipynb #26b89bbd
 REDUCTIONS = ("token-mean", "seq-mean-token-mean", "seq-mean-token-sum", "seq-mean-token-sum-norm")
 
 def reduce_loss(
@@ -61,7 +62,8 @@ def reduce_loss(
     reduce:str="token-mean",  # one of `REDUCTIONS`
 )->torch.Tensor:  # scalar; rows without tokens add 0
     "Aggregate token losses into one number (authors' code src/core_algos.py)"
-    if reduce not in REDUCTIONS: raise ValueError(f"reduce: {reduce!r} is unknown, choose from {', '.join(REDUCTIONS)}")
+    if reduce not in REDUCTIONS:
+        raise ValueError(f"reduce: {reduce!r} is unknown, choose from {', '.join(REDUCTIONS)}")
     if reduce == "token-mean": return masked_mean(values, mask)
     m = mask.bool()
     row = torch.where(m, values, 0.).sum(-1)
@@ -69,7 +71,7 @@ def reduce_loss(
     if reduce == "seq-mean-token-mean": row = row / m.sum(-1).clamp(min=1)
     return row.sum() / max(len(row), 1)
 
-# %% ../nbs/00_loss.ipynb #6c305211
+# %% ../nbs/00_loss.ipynb #ca39180b
 GAPS = ("token", "sequence", "mean")
 
 def expert_gap(
@@ -77,16 +79,17 @@ def expert_gap(
     expert_logp:torch.Tensor,  # (rows, T) frozen log-prob of each token of that row's expert, zero past its end
     mask:torch.Tensor,  # (rows, T) 1 on response tokens
     gap:str="token",  # one of `GAPS`
-    expert_mask:Optional[torch.Tensor]=None,  # (rows, T) 1 on expert tokens; by default where `expert_logp` is finite and not zero
+    expert_mask:Optional[torch.Tensor]=None,  # (rows, T) 1 on expert tokens; default: where `expert_logp` is not 0
 )->torch.Tensor:  # (rows, T); one value per token, or one per row repeated along it
-    "How much surer the policy is of its own answer than of the expert's (sequence: arXiv 2602.20197; token: authors' code)"
+    "The policy's log-prob of its own answer minus the expert's (sequence: arXiv 2602.20197; token: authors' code)"
     if gap not in GAPS: raise ValueError(f"gap: {gap!r} is unknown, choose from {', '.join(GAPS)}")
     m, e = mask.bool(), expert_logp.detach()
     em = (e != 0) & e.isfinite() if expert_mask is None else expert_mask.bool()
     own, e = torch.where(m, logp, 0.), torch.where(em, e, 0.)
     if gap == "token": return own - torch.where(m, e, 0.)
     own, e = own.sum(-1, keepdim=True), e.sum(-1, keepdim=True)
-    if gap == "mean": own, e = own / m.sum(-1, keepdim=True).clamp(min=1), e / em.sum(-1, keepdim=True).clamp(min=1)
+    if gap == "mean":
+        own, e = own / m.sum(-1, keepdim=True).clamp(min=1), e / em.sum(-1, keepdim=True).clamp(min=1)
     return (own - e).expand_as(logp)
 
 # %% ../nbs/00_loss.ipynb #4dbd1026
@@ -109,7 +112,7 @@ def exploration_loss(
     loss = alpha_gate(torch.where(correct.bool()[:, None], -gap, gap), alpha)
     return adv.detach().abs()[:, None]*loss if weigh_by_adv else loss
 
-# %% ../nbs/00_loss.ipynb #5f947048
+# %% ../nbs/00_loss.ipynb #fa270864
 def _check_settings(dual_clip, **settings):
     "Refuse numbers with which the loss means nothing"
     for name, v in settings.items():
@@ -118,26 +121,30 @@ def _check_settings(dual_clip, **settings):
 
 def _as(name, x, like, shape, kind="number"):
     "`x` on `like`'s device with exactly `shape`, or one clear line that names the argument"
+    if x is None: raise ValueError(f"{name}: is missing, needs shape {shape}")
     try: x = torch.as_tensor(x, device=like.device)
-    except (TypeError, ValueError, RuntimeError) as e: raise ValueError(f"{name}: needs a tensor of shape {shape} ({e})") from None
-    if tuple(x.shape) != shape: raise ValueError(f"{name}: needs shape {shape} to go with logp {tuple(like.shape)}, got {tuple(x.shape)}")
+    except (TypeError, ValueError, RuntimeError) as e: raise ValueError(f"{name}: needs shape {shape} ({e})") from None
+    if tuple(x.shape) != shape:
+        raise ValueError(f"{name}: needs shape {shape} to go with logp {tuple(like.shape)}, got {tuple(x.shape)}")
     if kind == "bool":
-        if x.dtype != torch.bool and not ((x == 0) | (x == 1)).all(): raise ValueError(f"{name}: needs booleans (or 0 and 1), got other values")
-        return x.bool()
-    if x.is_complex() or x.dtype == torch.bool: raise ValueError(f"{name}: needs real numbers, got {x.dtype}")
-    if kind == "logp" and not x.is_floating_point(): raise ValueError(f"{name}: needs floating-point log-probs, got {x.dtype}")
-    return x.detach().to(like.dtype)
+        if x.dtype == torch.bool or ((x == 0) | (x == 1)).all(): return x.bool()
+        raise ValueError(f"{name}: needs booleans (or 0 and 1), got other values")
+    if x.is_complex() or x.dtype == torch.bool or (kind == "logp" and not x.is_floating_point()):
+        raise ValueError(f"{name}: needs {'floating-point log-probs' if kind == 'logp' else 'real numbers'}, got {x.dtype}")
+    return x.to(like.dtype)
 
-# %% ../nbs/00_loss.ipynb #6b2aa70f
+# %% ../nbs/00_loss.ipynb #7aa94385
 def _finite(name, x, counts):
     "Refuse NaN and infinity where they would count"
     bad = ~x.isfinite() & counts
-    if bad.any(): raise ValueError(f"{name}: NaN or infinite at {tuple(bad.nonzero()[0].tolist())}, where it counts (allowed only where the mask is 0)")
+    if bad.any():
+        raise ValueError(f"{name}: NaN or infinite at {tuple(bad.nonzero()[0].tolist())}, where it counts (only masked positions may be)")
 
 def _checked(logp, old_logp, expert_logp, adv, correct, mask, has_expert, expert_mask):
     "The batch in one float type, shapes checked, everything that does not count set to zero"
     if not torch.is_tensor(logp) or logp.ndim != 2 or not logp.is_floating_point():
-        raise ValueError(f"logp: needs a float tensor of shape (rows, T), got {f'{logp.dtype} {tuple(logp.shape)}' if torch.is_tensor(logp) else type(logp).__name__}")
+        got = f"{logp.dtype} {tuple(logp.shape)}" if torch.is_tensor(logp) else type(logp).__name__
+        raise ValueError(f"logp: needs a float tensor of shape (rows, T), got {got}")
     logp, (B, T) = logp.to(torch.promote_types(logp.dtype, torch.float32)), logp.shape
     mask, correct = _as("mask", mask, logp, (B, T), "bool"), _as("correct", correct, logp, (B,), "bool")
     old_logp, adv = _as("old_logp", old_logp, logp, (B, T), "logp"), _as("adv", adv, logp, (B,))
@@ -147,21 +154,22 @@ def _checked(logp, old_logp, expert_logp, adv, correct, mask, has_expert, expert
     for name, x in (("logp", logp), ("old_logp", old_logp)): _finite(name, x, mask)
     _finite("adv", adv, torch.ones_like(correct))
     _finite("expert_logp", e, has & (mask if em is None else em))
-    return torch.where(mask, logp, 0.), torch.where(mask, old_logp, 0.), torch.where(has, e, 0.), adv, correct, mask, has, em
+    return torch.where(mask, logp, 0.), torch.where(mask, old_logp, 0.), e, adv, correct, mask, has, em
 
-# %% ../nbs/00_loss.ipynb #06c54da8
+# %% ../nbs/00_loss.ipynb #ab8005e0
 def _metrics(logp, old_logp, adv, mask, clip_low, clip_high, dual_clip, D, wrong_side, has, **named):
     "What to watch, as floats: one transfer from the device for all of them"
     with torch.no_grad():
         a, ratio, judged = adv[:, None], (logp - old_logp).clamp(-20, 20).exp(), mask & has
         plain, clipped = -a*ratio, -a*ratio.clamp(1-clip_low, 1+clip_high)
         mean = lambda x, m=mask: masked_mean(x.to(logp.dtype), m)
-        named |= dict(gap_mean=mean(D, judged), gated_fraction=mean(wrong_side <= 0, judged), expert_rows=has.sum().to(logp.dtype),
-            clip_fraction=mean(clipped > plain), dual_clip_fraction=mean((torch.maximum(plain, clipped) > -a*dual_clip) & (a < 0)),
+        named |= dict(gap_mean=mean(D, judged), gated_fraction=mean(wrong_side <= 0, judged),
+            expert_rows=has.sum().to(logp.dtype), clip_fraction=mean(clipped > plain),
+            dual_clip_fraction=mean((torch.maximum(plain, clipped) > -a*dual_clip) & (a < 0)),
             ratio_mean=mean(ratio), approx_kl=mean(old_logp - logp))
         return dict(zip(named, torch.stack([v.detach() for v in named.values()]).tolist()))
 
-# %% ../nbs/00_loss.ipynb #aebe82a5
+# %% ../nbs/00_loss.ipynb #9f45b22c
 def calibrl_loss(
     logp:torch.Tensor,  # (rows, T) log-prob of each response token under the policy now; the gradient flows here only
     old_logp:torch.Tensor,  # (rows, T) the same when the responses were sampled
@@ -179,18 +187,19 @@ def calibrl_loss(
     reduce:str="token-mean",  # how token losses become one number, one of `REDUCTIONS`
     weigh_by_adv:bool=True,  # multiply the exploration term by |adv|
     has_expert:Optional[torch.Tensor]=None,  # (rows,) False where a row has no expert: no exploration term there
-    expert_mask:Optional[torch.Tensor]=None,  # (rows, T) 1 on expert tokens; by default where `expert_logp` is not zero
+    expert_mask:Optional[torch.Tensor]=None,  # (rows, T) 1 on expert tokens; default: where `expert_logp` is not 0
 )->tuple:  # scalar loss, dict of float metrics
     "Clipped surrogate + weight * exploration term (arXiv 2602.20197; authors' code src/core_algos.py)"
     _check_settings(alpha=alpha, weight=weight, clip_low=clip_low, clip_high=clip_high, dual_clip=dual_clip)
-    logp, old_logp, e, adv, correct, mask, has, em = _checked(logp, old_logp, expert_logp, adv, correct, mask, has_expert, expert_mask)
+    logp, old_logp, e, adv, correct, mask, has, em = _checked(
+        logp, old_logp, expert_logp, adv, correct, mask, has_expert, expert_mask)
     clip = dict(clip_low=clip_low, clip_high=clip_high, dual_clip=dual_clip)
     policy = reduce_loss(clipped_surrogate(logp, old_logp, adv, **clip), mask, reduce)
     D = expert_gap(logp, e, mask, gap, em)
     explore = reduce_loss(torch.where(has, exploration_loss(D, adv, correct, alpha, weigh_by_adv), 0.), mask, reduce)
     loss = policy + weight*explore
-    wrong_side = torch.where(correct[:, None], -D, D)
-    return loss, _metrics(logp, old_logp, adv, mask, D=D, wrong_side=wrong_side, has=has, loss=loss, policy_loss=policy, exploration_loss=explore, **clip)
+    return loss, _metrics(logp, old_logp, adv, mask, D=D, wrong_side=torch.where(correct[:, None], -D, D), has=has,
+                          loss=loss, policy_loss=policy, exploration_loss=explore, **clip)
 
 # %% ../nbs/00_loss.ipynb #fcafee91
 def grpo_loss(

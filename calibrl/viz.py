@@ -66,17 +66,18 @@ def plot_gate(
     _draw_gate(*axes, alpha)
     return fig
 
-# %% ../nbs/00c_viz.ipynb #a8647be9
+# %% ../nbs/00c_viz.ipynb #51e03392
 TOY = ("right\nunsure", "right\nsure", "wrong\nsure", "wrong\nunsure", "wrong, unsure\ntwice as long")
 
 def toy_group()->dict: # arguments of `calibrl_loss`: five rows of at most eight tokens
-    "A group small enough to see: two right and three wrong answers, sure (-0.3 a token) or unsure (-2), and an expert of six tokens at -1"
+    "Two right and three wrong answers, sure (-0.3 a token) or unsure (-2), and an expert of six tokens at -1"
     lengths, level = torch.tensor([4, 4, 4, 4, 8]), torch.tensor([-2., -.3, -.3, -2., -2.])
     mask = torch.arange(8) < lengths[:, None]
     logp = torch.where(mask, level[:, None], 0.)
     expert = torch.where(torch.arange(8) < 6, -1., 0.).expand(5, 8).contiguous()
     correct = torch.tensor([True, True, False, False, False])
-    return dict(logp=logp, old_logp=logp.clone(), expert_logp=expert, adv=group_advantages(correct[None].float())[0], correct=correct, mask=mask)
+    adv = group_advantages(correct[None])[0]
+    return dict(logp=logp, old_logp=logp.clone(), expert_logp=expert, adv=adv, correct=correct, mask=mask)
 
 # %% ../nbs/00c_viz.ipynb #2c39f492
 def push(
@@ -92,14 +93,14 @@ def push(
     up = -torch.autograd.grad(loss, g["logp"])[0] * g["mask"].sum()
     return (up.sum(1) / g["mask"].sum(1).clamp(min=1)).tolist()
 
-# %% ../nbs/00c_viz.ipynb #fc425a4e
+# %% ../nbs/00c_viz.ipynb #63265c11
 def _draw_push(ax, alpha, weight, gap):
     plain, ours = push(alpha, 0., gap), push(alpha, weight, gap)
     for i, (p, o) in enumerate(zip(plain, ours)):
         ax.bar(i-.2, p, .38, color=PLAIN, label="GRPO" if i == 0 else None)
         ax.bar(i+.2, o, .38, color=RIGHT if p > 0 else WRONG, label="CalibRL" if i == 0 else None)
-        ax.annotate(f"{100*(o/p-1):+.0f}%", (i+.2, o), (0, 2 if o > 0 else -2), textcoords="offset points", ha="center",
-                    va="bottom" if o > 0 else "top", fontsize=7)
+        ax.annotate(f"{100*(o/p-1):+.0f}%", (i+.2, o), (0, 2 if o > 0 else -2), textcoords="offset points",
+                    ha="center", va="bottom" if o > 0 else "top", fontsize=7)
     ax.axhline(0, color="k", linewidth=.6)
     top = 1.25*max(abs(v) for v in push(1., weight, gap))  # the same axis for every alpha
     ax.set_ylim(-top, top)
@@ -129,11 +130,14 @@ def plot_alpha(
     _draw_push(axes[2], alpha, weight, gap)
     return fig
 
-# %% ../nbs/00c_viz.ipynb #71488fd5
+# %% ../nbs/00c_viz.ipynb #c11cc1ac
 ALPHAS, WEIGHTS = tuple(i/20 for i in range(21)), (0.1, 0.3, 1.0)
 
-def alpha_frames()->dict: # "gate": per alpha, 3 losses (D = -2, 0, 2) and 2 pushes for correct then wrong; "push": per weight and alpha, 5 rows; "grpo": 5 rows
-    "What the static figure shows, computed by the package's own functions, as plain lists"
+def alpha_frames()->dict: # "gate", "push" and "grpo": plain lists
+    """What the static figure shows, computed by the package's own functions
+
+    "gate" holds for each alpha, for a correct and a wrong answer, the losses at D = -2, 0, 2 and the pushes at -2 and 2;
+    "push" for each weight and alpha the pushes on the five answers."""
     tidy = lambda xs: [round(x, 4) + 0. for x in xs]
     gate = []
     for a in ALPHAS:
@@ -141,61 +145,73 @@ def alpha_frames()->dict: # "gate": per alpha, 3 losses (D = -2, 0, 2) and 2 pus
         gate.append([tidy(loss) + tidy([up[0], up[2]]) for loss, up in both])
     return dict(gate=gate, push=[[tidy(push(a, w)) for a in ALPHAS] for w in WEIGHTS], grpo=tidy(push(weight=0.)))
 
-# %% ../nbs/00c_viz.ipynb #821ce79a
+# %% ../nbs/00c_viz.ipynb #2cdbb75e
 def _stages(uid):
     "The three SVG panels, 240 x 190 each, without numbers"
-    def panel(title, foot, body, top, bottom):
-        axis = '<path d="M30 95H230" stroke="currentColor" opacity=".45"/>'
-        marks = f'<text x="26" y="28" text-anchor="end">{top}</text><text x="26" y="98" text-anchor="end">0</text><text x="26" y="168" text-anchor="end">{bottom}</text>'
-        return (f'<svg viewBox="0 0 240 190" role="img" aria-label="{title}"><text x="130" y="11" text-anchor="middle" class="t">{title}</text>'
-                f'{axis}{marks}{body}<text x="130" y="186" text-anchor="middle">{foot}</text></svg>')
-    cross = '<path d="M130 20V170" stroke="currentColor" opacity=".45"/>'
-    names = '<text x="36" y="38">correct</text><text x="36" y="158">wrong</text>'
-    gate = cross + "".join(f'<polyline id="{uid}-{k}" fill="none" stroke="{c}" stroke-width="2.5"{d}/>' for k, c, d in
-                           (("g0", RIGHT, ""), ("g1", WRONG, ' stroke-dasharray="6 3"')))
-    slope = cross + "".join(f'<path id="{uid}-{k}" fill="none" stroke="{c}" stroke-width="2.5"{d}/>' for k, c, d in
-                            (("s0", RIGHT, ""), ("s1", WRONG, ' stroke-dasharray="6 3"')))
-    bars = "".join(f'<rect id="{uid}-p{i}" x="{32+40*i}" width="17" fill="{PLAIN}"/><rect id="{uid}-b{i}" x="{50+40*i}" width="17" fill="{RIGHT if i < 2 else WRONG}"/>'
-                   f'<text id="{uid}-n{i}" x="{58+40*i}" text-anchor="middle"/><text x="{49+40*i}" y="{114 if i < 2 else 80}" text-anchor="middle">'
-                   + "".join(f'<tspan x="{49+40*i}" dy="{9*(j > 0)}">{word}</tspan>' for j, word in enumerate(label.split())) + "</text>"
-                   for i, label in enumerate(("right unsure", "right sure", "wrong sure", "wrong unsure", "same, longer")))
-    return (panel("Gate: loss per |A|", "gap: less sure &#8592; expert &#8594; surer", gate, "2", "-2")
-            + panel("Push on the log-prob, per |A|", "gap: less sure &#8592; expert &#8594; surer", slope + names, "1", "-1")
-            + panel("Push on five answers", "grey GRPO, colour CalibRL", bars, "1.2", "-1.2"))
+    text = lambda x, y, s, anchor="middle", more="": f'<text x="{x}" y="{y}" text-anchor="{anchor}"{more}>{s}</text>'
+    line = lambda d: f'<path d="{d}" stroke="currentColor" opacity=".45"/>'
+    dash = lambda i: f'fill="none" stroke="{(RIGHT, WRONG)[i]}" stroke-width="2.5"' + ' stroke-dasharray="6 3"'*i
+    def panel(title, foot, body, top):
+        marks = text(26, 28, top, "end") + text(26, 98, 0, "end") + text(26, 168, f"-{top}", "end")
+        head = text(130, 11, title, more=' class="t"')
+        return (f'<svg viewBox="0 0 240 190" role="img" aria-label="{title}">{head}{line("M30 95H230")}{marks}{body}{text(130, 186, foot)}</svg>')
+    def bar(i, words):
+        x, y = 32 + 40*i, 114 if i < 2 else 80
+        label = "".join(f'<tspan x="{x+17}" dy="{9*j}">{w}</tspan>' for j, w in enumerate(words.split()))
+        number = text(x+26, y, "", more=f' id="{uid}-n{i}"')
+        return (f'<rect id="{uid}-p{i}" x="{x}" width="17" fill="{PLAIN}"/>{number}'
+                f'<rect id="{uid}-b{i}" x="{x+18}" width="17" fill="{RIGHT if i < 2 else WRONG}"/>{text(x+17, y, label)}')
+    gate = "".join(f'<polyline id="{uid}-g{i}" {dash(i)}/>' for i in (0, 1))
+    slope = "".join(f'<path id="{uid}-s{i}" {dash(i)}/>' for i in (0, 1))
+    slope += text(36, 38, "correct", "start") + text(36, 158, "wrong", "start")
+    bars = "".join(map(bar, range(5), ("right unsure", "right sure", "wrong sure", "wrong unsure", "same, longer")))
+    foot, middle = "gap: less sure &#8592; expert &#8594; surer", line("M130 20V170")
+    return (panel("Gate: loss per |A|", foot, middle + gate, 2) + panel("Push on the log-prob, per |A|", foot, middle + slope, 1)
+            + panel("Push on five answers", "grey GRPO, colour CalibRL", bars, 1.2))
 
-# %% ../nbs/00c_viz.ipynb #cd557d47
+# %% ../nbs/00c_viz.ipynb #113a9923
 _SCRIPT = """(function(){var U="%s",F=%s,A=%s,W=%s,el=function(k){return document.getElementById(U+"-"+k)};
 function y(v,top){return Math.round((95-70*v/top)*100)/100}
 function bar(r,v){r.setAttribute("y",Math.min(95,y(v,1.2)));r.setAttribute("height",Math.abs(y(v,1.2)-95))}
-function draw(){var i=+el("a").value,w=+el("w").value,g=F.gate[i],p=F.push[w][i];
-for(var k=0;k<2;k++){var c=g[k];el("g"+k).setAttribute("points","30,"+y(c[0],2)+" 130,"+y(c[1],2)+" 230,"+y(c[2],2));
+function draw(){var i=+el("a").value,w=+el("w").value,g=F.gate[i],p=F.push[w][i],
+pc=function(j){return Math.round(1000*(p[j]/F.grpo[j]-1))/10+"%%"};
+for(var k=0;k<2;k++){var c=g[k];
+el("g"+k).setAttribute("points","30,"+y(c[0],2)+" 130,"+y(c[1],2)+" 230,"+y(c[2],2));
 el("s"+k).setAttribute("d","M30 "+y(c[3],1)+"H130M130 "+y(c[4],1)+"H230")}
-for(var j=0;j<5;j++){bar(el("p"+j),F.grpo[j]);bar(el("b"+j),p[j]);var n=el("n"+j),q=Math.round(100*(p[j]/F.grpo[j]-1));
-n.textContent="+"+q+"%%";n.setAttribute("y",y(p[j],1.2)+(p[j]>0?-3:10))}
-var pc=function(j){return Math.round(1000*(p[j]/F.grpo[j]-1))/10+"%%"};
-var t="alpha "+A[i].toFixed(2)+": "+Math.round(100*g[0][4])+"%% of the push is kept once an answer is on the right side of the expert. With weight "+W[w]+" that adds "+pc(0)+" to GRPO's push on the wrong side, "+pc(1)+" on the right side.";
+for(var j=0;j<5;j++){bar(el("p"+j),F.grpo[j]);bar(el("b"+j),p[j]);var n=el("n"+j);
+n.textContent="+"+pc(j);n.setAttribute("y",y(p[j],1.2)+(p[j]>0?-3:10))}
+var t="alpha "+A[i].toFixed(2)+": "+Math.round(100*g[0][4])+"%% of the push is kept once an answer is on the right side "+
+"of the expert. With weight "+W[w]+" that adds "+pc(0)+" to GRPO's push on the wrong side, "+pc(1)+" on the right side.";
 el("o").textContent=t;el("a").setAttribute("aria-valuetext","alpha "+A[i].toFixed(2))}
 el("a").addEventListener("input",draw);el("w").addEventListener("change",draw);draw()})();"""
+
+_FIGURE_STYLE = """ID{max-width:820px}ID .row{display:flex;flex-wrap:wrap;gap:8px}
+ID svg{flex:1 1 230px;min-width:200px;max-width:400px;height:auto}ID text{font:9px sans-serif;fill:currentColor}
+ID .t{font-weight:bold;font-size:10px}ID label{margin-right:1.5em}ID input{vertical-align:middle;width:min(320px,70%)}
+ID output{display:block;min-height:2.6em;font-size:90%}"""
 
 def alpha_figure_html(
     uid:str="calibrl-alpha", # prefix of every id in the figure: give another one to a second figure in a page
 )->str: # HTML, SVG and a few lines of JavaScript; the same bytes at every call
     "`plot_alpha` for a page without a kernel: self-contained, offline"
     flat = lambda x: json.dumps(x, separators=(",", ":")).replace(".0,", ",").replace(".0]", "]")
-    style = (f"#{uid}{{max-width:820px}}#{uid} .row{{display:flex;flex-wrap:wrap;gap:8px}}#{uid} svg{{flex:1 1 230px;min-width:200px;max-width:400px;height:auto}}"
-             f"#{uid} text{{font:9px sans-serif;fill:currentColor}}#{uid} .t{{font-weight:bold;font-size:10px}}#{uid} label{{margin-right:1.5em}}#{uid} input{{vertical-align:middle;width:min(320px,70%)}}"
-             f"#{uid} output{{display:block;min-height:2.6em;font-size:90%}}")
+    style = _FIGURE_STYLE.replace("ID", f"#{uid}")
     options = "".join(f'<option value="{i}"{" selected" if w == 1 else ""}>{w:g}</option>' for i, w in enumerate(WEIGHTS))
-    return (f'<div id="{uid}"><style>{style}</style>\n<div><label>alpha <input type="range" id="{uid}-a" min="0" max="{len(ALPHAS)-1}" step="1" value="10" aria-label="alpha, the slope of the gate"></label>'
-            f'<label>weight <select id="{uid}-w" aria-label="weight of the exploration term">{options}</select></label></div>\n<output id="{uid}-o" for="{uid}-a {uid}-w"></output>\n'
-            f'<div class="row">{_stages(uid)}</div>\n<script>{_SCRIPT % (uid, flat(alpha_frames()), flat(ALPHAS), flat(WEIGHTS))}</script></div>')
+    script = _SCRIPT % (uid, flat(alpha_frames()), flat(ALPHAS), flat(WEIGHTS))
+    return (f'<div id="{uid}"><style>{style}</style>\n'
+            f'<div><label>alpha <input type="range" id="{uid}-a" min="0" max="{len(ALPHAS)-1}" step="1" value="10" '
+            f'aria-label="alpha, the slope of the gate"></label>\n<label>weight <select id="{uid}-w" '
+            f'aria-label="weight of the exploration term">{options}</select></label></div>\n'
+            f'<output id="{uid}-o" for="{uid}-a {uid}-w"></output>\n<div class="row">{_stages(uid)}</div>\n'
+            f'<script>{script}</script></div>')
 
-# %% ../nbs/00c_viz.ipynb #cd0bf2be
+# %% ../nbs/00c_viz.ipynb #76ae1fe6
 CURVES = ("accuracy", "reward", "entropy", "gap", "loss")
 
 def _series(rows, key):
     "Steps and values of `key` where a row has a finite number for it"
-    pairs = [(r.get("step", i), r[key]) for i, r in enumerate(rows) if isinstance(r.get(key), (int, float)) and math.isfinite(r[key])]
+    good = lambda v: isinstance(v, (int, float)) and math.isfinite(v)
+    pairs = [(r.get("step", i), r[key]) for i, r in enumerate(rows) if good(r.get(key))]
     return [p[0] for p in pairs], [p[1] for p in pairs]
 
 def smooth(
@@ -229,14 +245,19 @@ def plot_curves(
     if any(runs): axes[0].legend(fontsize=8, frameon=False)
     return fig
 
-# %% ../nbs/00c_viz.ipynb #9a5c02f5
+# %% ../nbs/00c_viz.ipynb #28cfe670
 def _verdict(said):
     "(text, True | False | None) of a string, a (text, verdict) pair or a dict with answer and correct"
     if said is None: return None, None
-    if isinstance(said, dict): return str(said.get("answer")), said.get("correct")
-    if isinstance(said, (tuple, list)): return str(said[0]), said[1]
-    return str(said), None
+    if isinstance(said, dict): said = said.get("answer"), said.get("correct")
+    if not isinstance(said, (tuple, list)): said = said, None
+    return None if said[0] is None else str(said[0]), None if said[1] is None else bool(said[1])
 
+def _plain(text, length):
+    "Short lines of literal text: a dollar sign starts no formula"
+    return "\n".join(textwrap.wrap(textwrap.shorten(str(text), length, placeholder=" ..."), 34)).replace("$", r"\$")
+
+# %% ../nbs/00c_viz.ipynb #cf63d70d
 def plot_problems(
     problems, # objects with `question`, `answer` and `images` (PIL images, arrays or paths)
     answers=None, # what a model said, one each: text, a pair (text, correct) or a dict with those two
@@ -245,17 +266,20 @@ def plot_problems(
     "Pictures with question, answer and, if given, the model's answer and the verdict"
     problems = list(problems)
     if not problems: raise ValueError("problems: needs at least one")
-    if answers is not None and len(answers) != len(problems): raise ValueError(f"answers: needs one for each of the {len(problems)} problems, got {len(answers)}")
+    answers = [None]*len(problems) if answers is None else list(answers)
+    if len(answers) != len(problems): raise ValueError(f"answers: needs {len(problems)}, one for each problem, got {len(answers)}")
     cols = min(cols, len(problems))
-    fig, axes = _figure(cols, -(-len(problems)//cols), size=(2.3*cols, 2.9*(-(-len(problems)//cols))))
-    plain = lambda text, n: "\n".join(textwrap.wrap(textwrap.shorten(str(text), n, placeholder=" ..."), 34)).replace("$", r"\$")
+    lines = -(-len(problems)//cols)
+    fig, axes = _figure(cols, lines, size=(2.3*cols, 2.9*lines))
     for ax in axes: ax.set_axis_off()
-    for ax, p, said in zip(axes, problems, answers or [None]*len(problems)):
-        if p.images: ax.imshow(plt.imread(p.images[0]) if isinstance(p.images[0], (str, Path)) else p.images[0], cmap="gray")
-        ax.set_title(plain(p.question, 160), fontsize=7)
+    for ax, p, said in zip(axes, problems, answers):
+        for image in p.images[:1]: ax.imshow(plt.imread(image) if isinstance(image, (str, Path)) else image, cmap="gray")
+        ax.set_title(_plain(p.question, 160), fontsize=7)
         text, ok = _verdict(said)
-        note = f"answer {plain(p.answer, 40)}" + ("" if text is None else f"\nmodel {plain(text, 60)} {'' if ok is None else '(right)' if ok else '(wrong)'}")
-        ax.text(.5, -.03, note, transform=ax.transAxes, ha="center", va="top", fontsize=8, color="k" if ok is None else RIGHT if ok else WRONG)
+        note = f"answer {_plain(p.answer, 40)}" + ("" if text is None else f"\nmodel {_plain(text, 60)}")
+        note += {True: " (right)", False: " (wrong)", None: ""}[ok]
+        colour = {True: RIGHT, False: WRONG, None: "k"}[ok]
+        ax.text(.5, -.03, note, transform=ax.transAxes, ha="center", va="top", fontsize=8, color=colour)
     return fig
 
 # %% ../nbs/00c_viz.ipynb #0c94876f
@@ -278,22 +302,30 @@ def _table(rows):
     body = "".join("<tr>" + "".join(f"<td>{escape(cell(r.get(c)))}</td>" for c in cols) + "</tr>" for r in rows)
     return f'<div class="wide"><table><tr>{head}</tr>{body}</table></div>'
 
-# %% ../nbs/00c_viz.ipynb #c5f77821
-_STYLE = """:root{color-scheme:light dark}body{font:16px/1.5 system-ui,sans-serif;max-width:60rem;margin:2rem auto;padding:0 1rem}
-table{border-collapse:collapse;margin:.5rem 0}th,td{padding:.25rem .8rem;text-align:right;border-bottom:1px solid #8886}th:first-child,td:first-child{text-align:left}
-.wide{overflow-x:auto}img{max-width:100%;height:auto;background:#fff}.sample{display:flex;flex-wrap:wrap;gap:1rem;border-top:1px solid #8886;padding:1rem 0}.sample img{width:168px;image-rendering:auto;align-self:flex-start}
-.sample div{flex:1 1 20rem;min-width:0}pre{white-space:pre-wrap;overflow-wrap:anywhere;margin:.2rem 0 .6rem;background:#8881;padding:.5rem}.right{color:#0072B2}.wrong{color:#D55E00}
+# %% ../nbs/00c_viz.ipynb #393cd820
+_STYLE = """:root{color-scheme:light dark}
+body{font:16px/1.5 system-ui,sans-serif;max-width:60rem;margin:2rem auto;padding:0 1rem}
+table{border-collapse:collapse;margin:.5rem 0}th,td{padding:.25rem .8rem;text-align:right;border-bottom:1px solid #8886}
+th:first-child,td:first-child{text-align:left}.wide{overflow-x:auto}img{max-width:100%;height:auto;background:#fff}
+.sample{display:flex;flex-wrap:wrap;gap:1rem;border-top:1px solid #8886;padding:1rem 0}
+.sample img{width:168px;align-self:flex-start}.sample div{flex:1 1 20rem;min-width:0}
+pre{white-space:pre-wrap;overflow-wrap:anywhere;margin:.2rem 0 .6rem;background:#8881;padding:.5rem}
+.right{color:#0072B2}.wrong{color:#D55E00}
 @media(prefers-color-scheme:dark){.right{color:#56B4E9}.wrong{color:#E69F00}}"""
 
 def _sample(s):
     "One answer to read: picture, question, what the model wrote, what the expert wrote, the verdict"
     images = s.get("images") or ([s["image"]] if s.get("image") is not None else [])
-    ok = s.get("correct")
-    verdict = "" if ok is None else f'<b class="{"right" if ok else "wrong"}">{"right" if ok else "wrong"}</b>'
-    parts = "".join(f"{name}<pre>{escape(str(s[key]))}</pre>" for key, name in (("before", "model before training"), ("response", "model"), ("expert", "expert")) if s.get(key) is not None)
+    word = {True: "right", False: "wrong", None: ""}[None if s.get("correct") is None else bool(s["correct"])]
+    verdict = word and f': the model is <b class="{word}">{word}</b>'
+    text = lambda key: escape(str(s.get(key, "")))
+    said = (("before", "model before training"), ("response", "model"), ("expert", "expert"))
+    parts = "".join(f"{name}<pre>{text(key)}</pre>" for key, name in said if s.get(key) is not None)
     pictures = "".join(f'<img alt="figure of the problem" src="{_png(i)}">' for i in images)
-    return f'<div class="sample">{pictures}<div><p>{escape(str(s.get("question", "")))}</p>{parts}<p>answer <b>{escape(str(s.get("answer", "")))}</b> {verdict}</p></div></div>'
+    return (f'<div class="sample">{pictures}<div><p>{text("question")}</p>{parts}'
+            f'<p>right answer <b>{text("answer")}</b>{verdict}</p></div></div>')
 
+# %% ../nbs/00c_viz.ipynb #a085f4e8
 def report_html(
     title:str, # heading of the page
     summary="", # a sentence, or a dict of label -> value
@@ -302,9 +334,11 @@ def report_html(
     samples=(), # dicts with question, answer, response, expert, correct and image or images; all optional
 )->str: # one self-contained page
     "A report of a run from plain data; every text is escaped, every image embedded"
-    top = _table([dict(summary)]) if isinstance(summary, dict) else f"<p>{escape(str(summary))}</p>" if summary else ""
+    short = lambda v: f"{v:g}" if isinstance(v, float) else v
+    top = _table([{k: short(v) for k, v in summary.items()}]) if isinstance(summary, dict) else f"<p>{escape(str(summary))}</p>" if summary else ""
     parts = [f"<h2>{escape(str(c))}</h2>{_table(rows)}" for c, rows in (tables or {}).items()]
     parts += [f'<h2>{escape(str(c))}</h2><img alt="{escape(str(c))}" src="{_png(f)}">' for c, f in (figures or {}).items()]
     if samples: parts.append("<h2>Answers to read</h2>" + "".join(map(_sample, samples)))
-    return (f'<!doctype html><html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width,initial-scale=1"><title>{escape(title)}</title>'
+    return ('<!doctype html><html lang="en"><head><meta charset="utf-8">'
+            f'<meta name="viewport" content="width=device-width,initial-scale=1"><title>{escape(title)}</title>'
             f"<style>{_STYLE}</style></head><body><h1>{escape(title)}</h1>{top}{''.join(parts)}</body></html>\n")
