@@ -3,10 +3,10 @@ PYTHON ?= python3
 ARGS   ?=
 VENV   := .venv
 BIN    := $(VENV)/bin
-PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+PIP    := $(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt
 INPUTS := settings.ini setup.py pyproject.toml constraints.txt
 # One thread a process, two processes: the notebooks and the tests share two cores without fighting for them
-CHECK  := OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false MPLBACKEND=agg HF_HUB_OFFLINE=1
+CHECK  := COVERAGE_FILE=$(CURDIR)/.coverage OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false MPLBACKEND=agg HF_HUB_OFFLINE=1
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test install dev sync check-sync notebooks coverage docs browser checkpoint wheel wheel-test clean
@@ -23,7 +23,7 @@ test: $(VENV)/.dev ## every check: notebooks against modules, notebook tests, py
 	$(CHECK) $(BIN)/coverage run $(BIN)/nbdev_test --n_workers 2 --do_print --timing
 	$(CHECK) $(BIN)/coverage run -m pytest -n 2 -m "not browser" $(ARGS)
 	$(BIN)/coverage combine --quiet
-	$(BIN)/coverage report --skip-covered
+	$(BIN)/coverage report --skip-covered --fail-under=90
 
 install: $(VENV)/.run ## install calibrl into .venv, to run it
 dev: $(VENV)/.dev ## install what working on calibrl needs
@@ -52,7 +52,7 @@ wheel: $(VENV)/.dev ## build the wheel into dist
 wheel-test: wheel ## install the wheel alone into an empty environment and run the quick demo there
 	rm -rf build/wheel-venv && mkdir -p build/wheel-run
 	$(PYTHON) -m venv build/wheel-venv
-	build/wheel-venv/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt dist/*.whl
+	build/wheel-venv/bin/python -m pip install -qq --disable-pip-version-check -c constraints.txt dist/*.whl
 	@if build/wheel-venv/bin/python -c 'import nbdev' 2>/dev/null; then echo "wheel-test: nbdev was installed, the package must not need it" >&2; exit 1; fi
 	cd build/wheel-run && ../wheel-venv/bin/calibrl demo --quick
 

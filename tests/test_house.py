@@ -14,7 +14,7 @@ sys.path.insert(0, str(ROOT/"tools"))
 
 # A room may use the rooms named here. `cli` may use all; `train` and `eval` know nothing of each other.
 MAY_USE = {"loss": set(), "tasks": set(), "geometry": {"tasks"}, "viz": {"loss"}, "rollout": {"loss", "tasks"},
-           "train": {"loss", "tasks", "rollout"}, "eval": {"tasks", "rollout"},
+           "train": {"loss", "tasks", "rollout"}, "eval": {"tasks", "rollout", "geometry"},
            "compare": {"train", "eval", "geometry", "rollout", "loss", "tasks"}, "trl": {"loss", "tasks"}}
 HEAVY = {"transformers", "peft", "bitsandbytes", "datasets", "math_verify", "sympy", "accelerate", "trl"}
 
@@ -63,6 +63,21 @@ def test_the_rules_see_what_they_forbid():
     assert heavy_at_top("def f():\n    import transformers") == set()
 
 
+NEWER = ["contextlib.chdir", "import tomllib", "datetime.UTC", "StrEnum", "ExceptionGroup", "import Self", "typing.Self", "itertools.batched", "from typing import override"]
+
+
+def too_new(source):
+    "What in `source` Python 3.10 does not have."
+    try: ast.parse(source, feature_version=(3, 10))
+    except SyntaxError as error: return [str(error)]
+    return [name for name in NEWER if name in source]
+
+
+@pytest.mark.parametrize("path", [*MODULES.values(), *(ROOT/"tools").glob("*.py"), *(p for p in (ROOT/"tests").glob("*.py") if p.name != "test_house.py")], ids=lambda p: p.name)
+def test_python_310_can_read_it(path):
+    assert too_new(path.read_text(encoding="utf-8")) == []
+
+
 @pytest.mark.parametrize("name, banned", [
     ("loss", HEAVY | {"matplotlib", "PIL", "pandas", "ipywidgets", "torchvision"}), ("tasks", HEAVY | {"torch", "matplotlib", "pandas"})])
 def test_a_light_import_stays_light(name, banned):
@@ -77,13 +92,15 @@ def test_notebook(path):
     ids = [cell.get("id") for cell in cells]
     assert all(ids) and len(set(ids)) == len(ids), "each cell needs an id of its own, or every export changes the modules"
     assert path.stat().st_size < 1_000_000, "over 1 MB: make the pictures smaller"
-    long, errors = [], []
+    long, errors, new = [], [], []
     for n, cell in enumerate(cells):
         if cell["cell_type"] != "code": continue
         source = "".join(cell["source"])
         if re.match(r"#\|\s*export", source) and len(lines := [x for x in source.splitlines() if x.strip()]) - 1 > 40: long.append((n, len(lines) - 1))
+        if not re.search(r"^\s*[%!]", source, flags=re.M): new += [(n, what) for what in too_new(source)]
         errors += [(n, out["ename"]) for out in cell["outputs"] if out["output_type"] == "error"]
     assert not long, f"(cell, lines) over 40 lines: {long}"
+    assert not new, f"(cell, what) newer than Python 3.10: {new}"
     assert not errors, f"(cell, error) left in the outputs: {errors}"
 
 

@@ -31,38 +31,53 @@ def stage():
 
 
 def show_source(text):
-    "nbdev hides `#| export` cells; in a book the code is the point, so they become `#| exports`, which stay."
+    """nbdev hides `#| export` cells; in a book the code is the point, so they become `#| exports`, which stay.
+
+    nbdev also runs each cell with an import in it, tests and training included. Only exported code is needed, so the others say `eval: false`.
+    """
     nb = json.loads(text)
     for cell in nb["cells"]:
-        if cell["cell_type"] == "code": cell["source"] = re.sub(r"\A(#\|\s*export)\s*$", r"\1s", "".join(cell["source"]), flags=re.M)
+        if cell["cell_type"] != "code": continue
+        source = re.sub(r"\A(#\|\s*export)\s*$", r"\1s", "".join(cell["source"]), flags=re.M)
+        cell["source"] = source if re.match(r"#\|\s*(export|default_exp)", source) or "show_doc(" in source else "#| eval: false\n" + source
     return json.dumps(nb, indent=1, ensure_ascii=False)
 
 
 EXPORTED = '#| code-fold: show\n#| code-summary: "Exported source"\n'    # how nbdev marks such a cell
 
 
+def is_widget(out):
+    "Without a kernel, a live slider is only the text `interactive(children=...`."
+    return "".join(out.get("data", {}).get("text/plain", "")).startswith("interactive(children=")
+
+
 def arrange(cache):
     "Signatures go to the API page, where they stand alone; in the chapters each exported cell gets a heading to link to."
     api = [(cache/"api.md").read_text(encoding="utf-8")]
-    for path in sorted(cache.glob("*.ipynb")):
+    for path in sorted(cache.rglob("*.ipynb")):
         nb = json.loads(path.read_text(encoding="utf-8"))
-        docs, cells = {}, []
+        docs, cells, order = {}, [], []
         for cell in nb["cells"]:
             if cell["cell_type"] == "code" and (m := re.search(r"^show_doc\(([\w.]+)", "".join(cell["source"]), flags=re.M)) and cell["outputs"]:
                 docs[m.group(1)] = "".join(cell["outputs"][0].get("data", {}).get("text/markdown", ""))
             else: cells.append(cell)
         nb["cells"] = []
         for n, cell in enumerate(cells):
+            if "outputs" in cell: cell["outputs"] = [out for out in cell["outputs"] if not is_widget(out)]
             source = "".join(cell["source"])
             if source.startswith(EXPORTED):
                 cell["source"] = source = source[len(EXPORTED):]
-                names = [name for name in docs if re.search(rf"^(?:async )?(?:def|class) {name.split('.')[-1]}\b", source, flags=re.M)]
+                found = {name: re.search(rf"^(?:async )?(?:def|class) {name.split('.')[-1]}\b", source, flags=re.M) for name in docs}
+                names = sorted((name for name in docs if found[name]), key=lambda name: found[name].start())
+                order += names
+                private = re.findall(r"^(?:async )?(?:def|class) (_\w+)", source, flags=re.M)    # no heading, but the text may link to it
+                if private: nb["cells"].append({"cell_type": "markdown", "id": f"p{n}", "metadata": {}, "source": "".join(f'<span id="{name.lower()}"></span>' for name in private)})
                 nb["cells"] += [{"cell_type": "markdown", "id": f"h{n}-{i}", "metadata": {}, "source": f"### `{name}` {{#{name.lower()}}}"} for i, name in enumerate(names)]
             nb["cells"].append(cell)
         path.write_text(json.dumps(nb), encoding="utf-8")
         if docs: api.append(f"\n## calibrl.{path.stem} {{#{path.stem}}}\n")
-        for name, text in docs.items():
-            signature, _, about = re.sub(r"\A.*?```python\n", "", text, flags=re.S).partition("\n```")
+        for name in [*dict.fromkeys(order), *(name for name in docs if name not in order)]:
+            signature, _, about = re.sub(r"\A.*?```python\n", "", docs[name], flags=re.S).partition("\n```")
             api.append(f"### `{name}`\n\n```python\n{signature.strip()}\n```\n\n{about.strip().strip('*')} [In its chapter]({path.stem}.html#{name.lower()}).\n")
     (cache/"api.md").write_text("\n".join(api), encoding="utf-8")
 
@@ -112,8 +127,9 @@ def broken_links(site):
     ids = {p: set(re.findall(r'\bid="([^"]+)"', text)) for p, text in pages.items()}
     for page, text in pages.items():
         name, code = page.relative_to(site), re.sub(r"<(pre|script|code)\b.*?</\1>", "", text, flags=re.S)
-        for tag, url in re.findall(r"<(script|link|img|iframe|source|object)\b[^>]*?\s(?:src|href|data)=\"([^\"]+)\"", text):
-            if re.match(r"(https?:)?//", url) and 'rel="canonical"' not in text: yield f"{name}: <{tag}> loads {url}"
+        for tag in re.findall(r"<(?:script|link|img|iframe|source|object)\b[^>]*>", text):
+            url = re.search(r"\s(?:src|href|data)=\"((?:https?:)?//[^\"]+)\"", tag)
+            if url and 'rel="canonical"' not in tag: yield f"{name}: {tag.split()[0]}> loads {url.group(1)}"
         for url in re.findall(r'\s(?:href|src)="([^"]*)"', code):
             target, _, anchor = html.unescape(url).partition("#")
             if re.match(r"[a-z]+:|//", target) or not url: continue
