@@ -1,0 +1,31 @@
+"""Shared fixtures: the embedded policy, and tiny random checkpoints of every architecture served."""
+import os
+
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+os.environ["HF_HUB_OFFLINE"] = "1"          # no test may reach for the network
+import matplotlib
+
+matplotlib.use("Agg")
+import pytest
+
+
+@pytest.fixture(scope="session")
+def tiny():
+    "The folder of the embedded checkpoint."
+    from calibrl.geometry import tiny_checkpoint
+    return tiny_checkpoint()
+
+
+@pytest.fixture
+def policy(tiny):
+    "A fresh 4-bit policy with a LoRA adapter."
+    from calibrl.rollout import Policy
+    return Policy.from_pretrained(tiny, bits=4, lora_rank=16)
+
+
+@pytest.fixture(scope="session")
+def checkpoint(tmp_path_factory):
+    "checkpoint(kind): the folder of a tiny random checkpoint of an architecture, made once."
+    from tiny_models import make
+    made = {}
+    return lambda kind: made.get(kind) or made.setdefault(kind, make(kind, tmp_path_factory.mktemp(kind)))
