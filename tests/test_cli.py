@@ -1,0 +1,79 @@
+"""The command as a user meets it: files left behind, one clear line for mistakes, the same seed twice."""
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from calibrl.cli import COMMANDS, main
+
+
+def test_help_and_version(capsys):
+    assert main([]) == 0 and "calibrl demo" in capsys.readouterr().out
+    assert main(["--version"]) == 0 and capsys.readouterr().out.startswith("calibrl 0.")
+    for name in COMMANDS:
+        assert main([name, "--help"]) == 0
+        text = " ".join(capsys.readouterr().out.split())
+        assert COMMANDS[name].__doc__.split(";")[0][:40] in text and "--out" in text
+    assert main(["train", "--help"]) == 0 and "--lora-rank" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("argv, word", [
+    (["trian"], "no command 'trian'"), (["train", "--gap", "tokens"], "gap must be one of"), (["train", "--alpha", "x"], "invalid float value"), (["train", "--nope"], "unrecognized"),
+    (["train", "--method", "ppo"], "method must be one of"), (["train", "--model", "/no/model"], "no model at"), (["train", "--config", "/no/c.toml"], "no configuration at"),
+    (["train", "--data", "x.parquet"], "is unknown"), (["train", "--bits", "3"], "bits must be"), (["train", "--adapter", "/no/run"], "no adapter in"),
+    (["eval", "--adapter", "/no/run"], "no adapter in"), (["eval", "--benchmarks", "geo"], "benchmark geo is unknown"), (["eval", "--limit", "0"], "at least 1"),
+    (["demo", "--steps", "-1"], "steps must be")])
+def test_mistakes_get_one_line_and_exit_code_2(argv, word, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert main(argv) == 2
+    err = capsys.readouterr().err.strip()
+    assert word in err.splitlines()[-1] and "Traceback" not in err
+    assert not (tmp_path/"runs").exists()                      # a refused command leaves nothing behind
+
+
+def rows(path):
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def test_train_then_eval(tmp_path, capsys):
+    common = ["train", "--bits", "4", "--steps", "2", "--prompts", "4", "--responses", "4"]
+    assert main([*common, "--seed", "1", "--out", str(tmp_path/"a")]) == 0
+    assert {"config.toml", "metrics.jsonl", "curves.png", "adapter"} <= {p.name for p in (tmp_path/"a").iterdir()}
+    assert main([*common, "--config", str(tmp_path/"a/config.toml"), "--out", str(tmp_path/"b")]) == 0
+    assert main([*common, "--seed", "2", "--out", str(tmp_path/"c")]) == 0
+    a, b, c = ([{k: v for k, v in r.items() if k != "seconds"} for r in rows(tmp_path/x/"metrics.jsonl")] for x in "abc")
+    assert len(a) == 2 and a == b != c
+    assert main(["train", "--out", str(tmp_path/"a"), "--steps", "1"]) == 2 and "is not empty" in capsys.readouterr().err
+    assert main(["eval", "--adapter", str(tmp_path/"a"), "--bits", "4", "--limit", "4", "--k", "2", "--out", str(tmp_path/"e")]) == 0
+    assert "geometry_hard" in capsys.readouterr().out
+    graded = rows(tmp_path/"e/answers.jsonl")
+    assert len(graded) == 8 and {r["benchmark"] for r in graded} == {"geometry_test", "geometry_hard"}
+    shares = {f["benchmark"]: f["accuracy"] for f in json.loads((tmp_path/"e/summary.json").read_text())}
+    assert shares["geometry_test"] == sum(sum(r["correct"]) for r in graded[:4])/8
+
+
+def test_demo_leaves_everything_to_look_at(tmp_path, capsys):
+    assert main(["demo", "--quick", "--steps", "1", "--out", str(tmp_path/"demo")]) == 0
+    out = capsys.readouterr().out
+    for word in ("before", "after", "test: greedy accuracy", "hard: pass@4", "blank pictures", "Entropy", "report.html", "Next:"): assert word in out
+    assert {"config.toml", "metrics.jsonl", "curves.png", "samples.png", "report.html", "answers.jsonl", "adapter"} <= {p.name for p in (tmp_path/"demo").iterdir()}
+    page = (tmp_path/"demo/report.html").read_text()
+    assert page.count("data:image/png") >= 5 and "http://" not in page and "https://" not in page
+
+
+def test_ctrl_c_saves_what_there_is(tmp_path):
+    cmd = [sys.executable, "-c", "import sys; from calibrl.cli import main; sys.exit(main())", "train", "--bits", "4", "--steps", "1000", "--prompts", "4", "--responses", "2", "--out", str(tmp_path/"run")]
+    p = subprocess.Popen(cmd, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    log = tmp_path/"run/metrics.jsonl"
+    for _ in range(600):
+        if log.exists() and log.read_text().count("\n") >= 1: break
+        assert p.poll() is None, p.stderr.read()
+        time.sleep(0.2)
+    p.send_signal(signal.SIGINT)
+    out, err = p.communicate(timeout=60)
+    assert p.returncode == 0 and "saving what there is" in err and "Traceback" not in err
+    assert (tmp_path/"run/adapter/adapter_config.json").exists() and rows(log)
