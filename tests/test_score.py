@@ -290,3 +290,17 @@ def test_listing_letters_never_pays(picks, sep):
 @given(st.lists(st.integers(0, 99), min_size=2, max_size=8, unique=True), st.sampled_from([", ", " ", " or ", "; ", " and ", " | ", "\n", " maybe "]))
 def test_listing_numbers_never_pays(items, sep):
     for n in items: assert not score(wrap(sep.join(map(str, items))), str(n)).correct
+
+
+class _Graded:
+    "A data set that grades while it loads: the judge is needed for the second answer."
+    def __len__(self): return 8
+    def __getitem__(self, i): return [score("<answer>5</answer>", "5").correct, score(r"<answer>\int_0^1 2x dx</answer>", "1"), i]
+
+
+@pytest.mark.parametrize("context", ["fork", "spawn"])
+def test_torch_dataloader_workers(context):
+    from torch.utils.data import DataLoader
+    rows = [row for batch in DataLoader(_Graded(), batch_size=2, num_workers=2, multiprocessing_context=context, collate_fn=list) for row in batch]
+    assert sorted(i for *_, i in rows) == list(range(8)) and all(ok for ok, *_ in rows)
+    assert all(judged.correct and judged.how.startswith("judge") for _, judged, _ in rows)
