@@ -152,10 +152,14 @@ def voila(tmp_path):
 
 
 def test_alpha_moves_with_a_kernel(browser, voila):
+    from playwright.sync_api import TimeoutError as Late
     page = browser.new_context(viewport={"width": 1280, "height": 900}).new_page()
     page.goto(voila, timeout=120_000)
     picture = page.locator(".jp-OutputArea-output img").first
-    picture.wait_for(timeout=120_000)
+    try: picture.wait_for(timeout=60_000)
+    except Late:                                    # a page that lost its kernel while it started: reload it, as a reader would
+        page.reload(timeout=120_000)
+        picture.wait_for(timeout=120_000)
     before = picture.get_attribute("src")
     drag(page, page.locator(".jupyter-widget-slider .noUi-handle, .widget-slider .noUi-handle").first, -60)
     page.wait_for_function("old => { const i = document.querySelector('.jp-OutputArea-output img'); return i && i.src !== old }", arg=before, timeout=60_000)
