@@ -19,8 +19,9 @@ def need(there, what):
     if not there: (pytest.fail if os.environ.get("CI") else pytest.skip)(what)
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def browser():
+    "A Chromium of its own for each test: one that has shown many long pages is slow to start a live one."
     try: from playwright.sync_api import sync_playwright
     except ImportError: sync_playwright = None
     need(sync_playwright, "playwright is not installed: make docs")
