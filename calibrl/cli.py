@@ -230,7 +230,7 @@ def training_problems(data, seed=0)->list:
     from calibrl.geometry import problems
     return problems(1500, split="train", seed=seed)
 
-# %% ../nbs/06_cli.ipynb #e96a445c
+# %% ../nbs/06_cli.ipynb #aec4783e
 COMMANDS = {"demo": demo, "train": train, "eval": evaluate, "bench": bench}
 
 def make_parser(name:str)->argparse.ArgumentParser:
@@ -255,7 +255,7 @@ def main(argv:list=None)->int:
         quiet(); COMMANDS[argv[0]](**options)
     except SystemExit as e: return e.code or 0
     except KeyboardInterrupt: print("\ncalibrl: stopped", file=sys.stderr); return 130
-    except (ValueError, OSError, ImportError) as e:
+    except (ValueError, OSError, ImportError, RuntimeError) as e:
         if os.environ.get("CALIBRL_DEBUG"): raise
         print(f"calibrl {argv[0]}: {' '.join(str(e).split())}", file=sys.stderr); return 2
     return 0

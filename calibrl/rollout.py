@@ -53,7 +53,7 @@ def collate(prompts:list,      # one `encode` dict a row
         out[k] = _place(rows, [P - n for n in lengths], P + T, pad_id if k == "input_ids" else 0)
     return out
 
-# %% ../nbs/01_rollout.ipynb #53620ae1
+# %% ../nbs/01_rollout.ipynb #84de5ea9
 _NO_CHANCE = -1e30    # the logit of a banned token: finite, so that 0 * logit stays 0
 
 class _FrozenHead(torch.autograd.Function):
@@ -63,16 +63,19 @@ class _FrozenHead(torch.autograd.Function):
         N, wide = len(h), torch.promote_types(h.dtype, torch.float32)
         top, total, mean = h.new_full((N,), _NO_CHANCE, dtype=wide), h.new_zeros(N, dtype=wide), h.new_zeros(N, dtype=wide)
         row = h.new_zeros(h.shape, dtype=wide) if ctx.needs_input_grad[0] else None           # sum of e^z W, for the gradient
-        for i in range(0, len(W), tile):
-            z = (h @ W[i:i+tile].T).to(wide).div_(temperature)
-            z.masked_fill_(banned[i:i+tile], _NO_CHANCE)
+        with_banned = set((banned.nonzero()[:, 0]//tile).tolist())
+        for i in range(0, len(W), tile):                                 # each pass over a tile counts: the products take nearly all the time otherwise
+            z = (h @ W[i:i+tile].T).to(wide)
+            if temperature != 1: z.div_(temperature)
+            if i//tile in with_banned: z.masked_fill_(banned[i:i+tile], _NO_CHANCE)
             new = torch.maximum(top, z.amax(1))
-            p, shrink = (z - new[:, None]).exp_(), (top - new).exp()
-            total, mean, top = total*shrink + p.sum(1), mean*shrink + (p*z).sum(1), new
-            if row is not None: row = row*shrink[:, None] + p.to(W.dtype) @ W[i:i+tile]
+            p, shrink = z.sub_(new[:, None]).exp(), (top - new).exp()                         # z: below the top from here on
+            mean = shrink*(mean + (top - new)*total) + torch.linalg.vecdot(p, z)
+            total, top = total*shrink + p.sum(1), new
+            if row is not None: row.mul_(shrink[:, None]).add_(p.to(W.dtype) @ W[i:i+tile]) if W.dtype != wide else row.mul_(shrink[:, None]).addmm_(p, W[i:i+tile])
         lse, mine = top + total.log(), W[targets].to(wide)
         if row is not None: ctx.save_for_backward(((mine - row/total[:, None])/temperature).to(h.dtype))
-        entropy = lse - mean/total
+        entropy = total.log() - mean/total
         ctx.mark_non_differentiable(entropy)
         return (h.to(wide)*mine).sum(1)/temperature - lse, entropy
 
@@ -205,7 +208,7 @@ def add_adapter(model,            # frozen base
         config = LoraConfig(r=lora_rank, lora_alpha=2*lora_rank, lora_dropout=0., target_modules=LORA_TARGETS, task_type="CAUSAL_LM")
         return get_peft_model(model, config).eval()
 
-# %% ../nbs/01_rollout.ipynb #d4d3fd89
+# %% ../nbs/01_rollout.ipynb #c3acac27
 MODELS = ("qwen2_5_vl", "qwen2_vl", "qwen3_vl", "internvl", "qwen2", "qwen3")    # model types whose packed rows are tested
 
 class Policy:
@@ -215,6 +218,7 @@ class Policy:
                  processor):    # its processor (a tokenizer for text-only models)
         base = model.get_base_model() if hasattr(model, "get_base_model") else model
         if base.config.model_type not in MODELS: raise ValueError(f"model type {base.config.model_type!r} is not served; known are {', '.join(MODELS)}")
+        if "sliding_attention" in (getattr(base.config.get_text_config(), "layer_types", None) or ()): raise ValueError("models with sliding-window attention are not served: packed rows would ignore the window")
         if base.config._attn_implementation != _register(): base.set_attn_implementation("calibrl")      # loaded by somebody else
         self.model, self.processor, self.device = model, processor, model.device
         self.core, self.head = base.model, base.get_output_embeddings().weight                            # everything but the head, the head

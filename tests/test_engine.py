@@ -116,6 +116,14 @@ def test_models_that_cannot_be_packed_are_refused(tmp_path):
     with pytest.raises(ValueError, match="model type 'gemma2' is not served"): Policy.from_pretrained(tmp_path)
 
 
+def test_sliding_windows_are_refused(tmp_path):
+    import transformers as hf
+    from tiny_models import TEXT, tokenizer
+    tok = tokenizer("", [])
+    hf.Qwen2ForCausalLM(hf.Qwen2Config(**TEXT, vocab_size=len(tok), use_sliding_window=True, sliding_window=8, max_window_layers=0)).save_pretrained(tmp_path); tok.save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="sliding-window attention"): Policy.from_pretrained(tmp_path)
+
+
 @pytest.mark.parametrize("tile", [1, 13, 64, 1000])
 def test_head_against_full_logits(tile):
     torch.manual_seed(0)
