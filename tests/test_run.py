@@ -1,0 +1,282 @@
+"""A run that survives: killed at several moments and gone on with, several processes against one, full disks, broken numbers."""
+import contextlib
+import json
+import math
+import os
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from calibrl import train as T
+from calibrl.cli import find_run, lock, main, read_lines
+from calibrl.geometry import problems
+from calibrl.rollout import Policy
+
+ROOT = Path(__file__).resolve().parent.parent
+SMALL = ["--prompts", "4", "--responses", "4", "--max-new-tokens", "40", "--steps", "6", "--save-every", "2"]
+
+
+def command(out, *more, launcher=("-m", "calibrl.cli"), path=()):
+    env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(map(str, [*path, ROOT]))}
+    return subprocess.Popen([sys.executable, *launcher, "train", *SMALL, "--out", str(out), *more], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=env)
+
+
+def until(process, happened, seconds=120):
+    "Wait for something to happen while a process runs."
+    end = time.monotonic() + seconds
+    while not happened():
+        assert process.poll() is None and time.monotonic() < end, process.stderr.read()
+        time.sleep(0.002)
+
+
+def same(a, b):
+    "Rows of metrics without the clock."
+    strip = lambda rows: [{k: v for k, v in r.items() if k != "seconds"} for r in rows]
+    return strip(a) == strip(b)
+
+
+@pytest.fixture(scope="module")
+def straight(tmp_path_factory):
+    "An uninterrupted run."
+    out = tmp_path_factory.mktemp("run")/"straight"
+    assert main(["train", *SMALL, "--out", str(out)]) == 0
+    return out
+
+
+def test_what_a_run_leaves(straight):
+    rows = read_lines(straight/"metrics.jsonl")
+    assert [r["step"] for r in rows] == [1, 2, 3, 4, 5, 6] and all(math.isfinite(r[k]) for r in rows for k in ("loss", "reward", "entropy", "gap", "gated_fraction", "approx_kl", "grad_norm", "verifier_kills"))
+    assert {"config.toml", "metrics.jsonl", "samples.jsonl", "summary.json", "report.html", "curves.png", "adapter", "checkpoints"} <= {p.name for p in straight.iterdir()}
+    names = [p.name for p in T.checkpoints(straight/"checkpoints")]
+    best = T.best_checkpoint(straight/"checkpoints").name
+    assert names[-2:] == ["step-4", "step-6"] and set(names) == {"step-4", "step-6", best}
+    kinds = {p.suffix for p in straight.rglob("*") if p.is_file() and not p.name.startswith(".")}
+    assert kinds == {".toml", ".jsonl", ".json", ".html", ".png", ".safetensors", ".md"}                        # nothing to unpickle
+    assert [s["step"] for s in read_lines(straight/"samples.jsonl")] == [1]*4 + [6]*4
+    page = (straight/"report.html").read_text()
+    assert page.count("data:image/png") == 9 and "https://" not in page and "step 6: " in page
+
+
+SLOW = """import os, time
+fsync = os.fsync
+os.fsync = lambda fd: (time.sleep(0.25), fsync(fd))[1]
+"""
+
+
+def test_killed_at_several_moments_and_gone_on_with(straight, tmp_path):
+    "kill -9 before the first checkpoint, twice while one is written, between two, and while the last one is written; the same command each time."
+    out = tmp_path/"run"
+    (tmp_path/"slow").mkdir(); (tmp_path/"slow/sitecustomize.py").write_text(SLOW)
+    lines = lambda n: lambda: (out/"metrics.jsonl").exists() and (out/"metrics.jsonl").read_bytes().count(b"\n") >= n
+    writing = lambda n: lambda: (out/f"checkpoints/.step-{n}.new").exists()
+    written = lambda n: lambda: (out/f"checkpoints/step-{n}").exists() and lines(n + 1)()
+    moments = [(lines(1), False, 0), (writing(2), True, 0), (written(2), False, 2), (writing(4), True, 2), (writing(6), True, 4)]
+    for happened, slow, newest in moments:
+        p = command(out, path=[tmp_path/"slow"] if slow else [])
+        until(p, happened)
+        p.kill(); said = p.communicate()[0]
+        assert p.returncode == -signal.SIGKILL
+        found = [c.name for c in T.checkpoints(out/"checkpoints")]
+        assert (found or ["step-0"])[-1] == f"step-{newest}" and not (out/"summary.json").exists()
+    with open(out/"metrics.jsonl", "a") as f: f.write('{"step": 99, "torn')                                # and a torn line besides
+    assert main(["train", *SMALL, "--out", str(out)]) == 0
+    assert same(read_lines(out/"metrics.jsonl"), read_lines(straight/"metrics.jsonl"))
+    for name in ("samples.jsonl", "adapter/adapter_model.safetensors"): assert (out/name).read_bytes() == (straight/name).read_bytes()
+    moments = [{k: v.tolist() for k, v in load_file(x/"checkpoints/step-6/state.safetensors").items() if k.startswith("optimizer")} for x in (out, straight)]
+    assert moments[0] == moments[1] and not list((out/"checkpoints").glob(".*"))
+
+
+def test_the_same_command_says_what_it_finds(straight, tmp_path, capsys, monkeypatch):
+    before = {p: p.stat().st_mtime_ns for p in straight.rglob("*")}
+    assert main(["train", *SMALL, "--out", str(straight)]) == 0 and "is finished: 6 steps; nothing to do" in capsys.readouterr().out
+    assert main(["train", *SMALL, "--out", str(straight), "--alpha", "0.3"]) == 2 and "alpha was 0.5 and is 0.3 now" in capsys.readouterr().err
+    assert main(["train", *SMALL, "--out", str(straight), "--lora-rank", "8"]) == 2 and "lora_rank was 16 and is 8 now" in capsys.readouterr().err
+    assert before == {p: p.stat().st_mtime_ns for p in straight.rglob("*")}
+    (tmp_path/"other").mkdir(); (tmp_path/"other/file").touch()
+    assert main(["train", "--out", str(tmp_path/"other")]) == 2 and "is not empty and holds no run" in capsys.readouterr().err
+    shutil.copytree(straight, tmp_path/"used"); (tmp_path/"used/summary.json").unlink()
+    held = lock(tmp_path/"used")
+    assert main(["train", *SMALL, "--out", str(tmp_path/"used")]) == 2 and "is in use" in capsys.readouterr().err
+    held.close()
+    assert main(["train", *SMALL, "--out", str(tmp_path/"used"), "--save-every", "5"]) == 0                  # what is only kept on disk may change
+    out = capsys.readouterr().out
+    assert "going on from step-6" in out and same(read_lines(tmp_path/"used/metrics.jsonl"), read_lines(straight/"metrics.jsonl"))
+
+
+def test_a_damaged_checkpoint_is_passed_over(straight, tmp_path, capsys):
+    out = tmp_path/"run"
+    shutil.copytree(straight, out); (out/"summary.json").unlink()
+    with open(out/"checkpoints/step-6/state.safetensors", "r+b") as f: f.truncate(100)
+    assert main(["train", *SMALL, "--out", str(out)]) == 0
+    assert "step-6 cannot be read" in capsys.readouterr().err and same(read_lines(out/"metrics.jsonl"), read_lines(straight/"metrics.jsonl"))
+
+
+def test_ctrl_c_finishes_the_step_and_saves(straight, tmp_path):
+    out = tmp_path/"run"
+    p = command(out)
+    until(p, lambda: (out/"metrics.jsonl").exists() and (out/"metrics.jsonl").stat().st_size)
+    p.send_signal(signal.SIGINT)
+    _, err = p.communicate(timeout=60)
+    assert p.returncode == 130 and "the same command goes on from there" in err and "Traceback" not in err
+    done = len(read_lines(out/"metrics.jsonl"))
+    assert 0 < done < 6 and T.checkpoints(out/"checkpoints")[-1].name == f"step-{done}" and (out/"adapter/adapter_config.json").exists()
+    assert main(["train", *SMALL, "--out", str(out)]) == 0 and same(read_lines(out/"metrics.jsonl"), read_lines(straight/"metrics.jsonl"))
+
+
+@contextlib.contextmanager
+def files_up_to(size):
+    "No file may grow beyond `size` bytes: what a full disk looks like from inside."
+    old = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, old[1]))
+    try: yield
+    finally: resource.setrlimit(resource.RLIMIT_FSIZE, old)
+
+
+def test_a_full_disk_is_said_and_the_last_checkpoint_stays(straight, tmp_path, capsys):
+    out = tmp_path/"run"
+    shutil.copytree(straight, out); (out/"summary.json").unlink(); shutil.rmtree(out/"checkpoints/step-6")
+    size = (out/"metrics.jsonl").stat().st_size
+    for limit, word in ((size - 100, ".jsonl could not be written"), (100_000, "checkpoint of step 6 could not be written")):
+        with files_up_to(limit): code = main(["train", *SMALL, "--out", str(out)])
+        err = capsys.readouterr().err.strip().splitlines()[-1]
+        assert code == 2 and "give the same command again" in err and "Traceback" not in err, err
+        assert [p.name for p in (out/"checkpoints").iterdir() if p.name >= "step-4"] == ["step-4"]
+        assert word in err
+    assert main(["train", *SMALL, "--out", str(out)]) == 0 and same(read_lines(out/"metrics.jsonl"), read_lines(straight/"metrics.jsonl"))
+
+
+def test_a_folder_that_cannot_be_written_to_is_refused_early(tmp_path, capsys):
+    (tmp_path/"file").touch()
+    assert main(["train", *SMALL, "--out", str(tmp_path/"file/run")]) == 2
+    err = capsys.readouterr().err
+    assert "cannot be" in err and "give another --out" in err and "Traceback" not in err
+
+
+@pytest.mark.parametrize("argv, word", [(["--preset", "big"], "preset must be one of demo, paper, single-gpu"), (["--tracker", "mlflow"], "--tracker must be one of"), (["--sample-prompts", "-1"], "sample_prompts must be")])
+def test_mistakes_are_found_before_anything_is_loaded(argv, word, capsys, tmp_path, monkeypatch):
+    monkeypatch.setattr(Policy, "from_pretrained", lambda *a, **kw: pytest.fail("loaded"))
+    assert main(["train", *argv, "--out", str(tmp_path/"run")]) == 2 and word in capsys.readouterr().err and not (tmp_path/"run").exists()
+
+
+def test_a_tracker_that_is_not_installed_is_named(capsys, monkeypatch, tmp_path):
+    import importlib.util
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    assert main(["train", "--tracker", "wandb", "--out", str(tmp_path/"run")]) == 2
+    assert "--tracker wandb needs the package wandb: pip install" in capsys.readouterr().err
+
+
+def test_tensorboard_gets_the_numbers(tmp_path, capsys):
+    pytest.importorskip("tensorboard")
+    assert main(["train", *SMALL, "--steps", "2", "--tracker", "tensorboard", "--out", str(tmp_path/"run")]) == 0
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+    events = EventAccumulator(str(tmp_path/"run/calibrl")); events.Reload()
+    assert [e.value for e in events.Scalars("reward")] == pytest.approx([r["reward"] for r in read_lines(tmp_path/"run/metrics.jsonl")])
+
+
+def test_presets_and_their_order(tmp_path):
+    (tmp_path/"c.toml").write_text("prompts = 8\nalpha = 0.8")
+    cfg = T.load_config(tmp_path/"c.toml", "paper", alpha=0.3)
+    assert (cfg.responses, cfg.prompts, cfg.alpha, cfg.lr, cfg.max_new_tokens) == (10, 8, 0.3, 1e-6, 4096)
+    assert T.load_config(preset="demo") == T.Config()
+
+
+def broken_run(tiny, out, steps, monkeypatch, bad):
+    "A run of the loop behind `train` in which the log-probabilities of some steps are NaN."
+    from calibrl.cli import run
+    cfg, logps, calls = T.Config(prompts=2, responses=2, mini_batches=1, steps=steps, max_broken=2, max_new_tokens=24), Policy.logps, []
+    def odd(self, *args, **kw):
+        calls.append(1); found = logps(self, *args, **kw)
+        if len(calls) in bad: found.logp = found.logp*float("nan")
+        return found
+    monkeypatch.setattr(Policy, "logps", odd)
+    policy = Policy.from_pretrained(tiny)
+    out.mkdir(); T.save_config(cfg, out/"config.toml")
+    return policy, lambda: run(policy, problems(8), cfg, out)
+
+
+def test_a_broken_step_is_skipped_counted_and_saved(tiny, tmp_path, monkeypatch):
+    policy, go = broken_run(tiny, tmp_path/"run", 3, monkeypatch, bad=[2])
+    assert [r["skipped_updates"] for r in go()] == [0., 1., 0.] and all(w.isfinite().all() for w in policy.trainable)
+    saved = json.loads((tmp_path/"run/broken/step-2.json").read_text())
+    assert len(saved["batch"]) == 4 and saved["metrics"]["loss"] is None and {"question", "response", "reward"} <= set(saved["batch"][0])
+    assert "NaN" not in (tmp_path/"run/metrics.jsonl").read_text()
+
+
+def test_a_run_that_stays_broken_stops_with_a_diagnosis(tiny, tmp_path, monkeypatch):
+    policy, go = broken_run(tiny, tmp_path/"run", 9, monkeypatch, bad=range(2, 99))
+    with pytest.raises(RuntimeError, match="stopped after step 3: 2 steps in a row without a finite update; the loss was not finite.*lower lr"): go()
+    assert len(read_lines(tmp_path/"run/metrics.jsonl")) == 3 and (tmp_path/"run/adapter/adapter_model.safetensors").exists()
+
+
+def test_samples_that_are_not_numbers_skip_the_step(tiny, monkeypatch):
+    sample = Policy.sample
+    def odd(self, *args, **kw):
+        out = sample(self, *args, **kw); out.logp[0, 0] = float("nan"); return out
+    monkeypatch.setattr(Policy, "sample", odd)
+    steps = T.train(Policy.from_pretrained(tiny), problems(8), T.Config(prompts=2, responses=2, mini_batches=1, max_broken=2))
+    assert [next(steps)["skipped_updates"] for _ in range(2)] == [1., 1.]
+    with pytest.raises(RuntimeError, match="log-probabilities while sampling was not finite"): next(steps)
+
+
+def test_the_saved_adapter_is_plain_peft_and_writes_the_same(straight, tiny):
+    from peft import PeftModel
+    from transformers import AutoModelForImageTextToText
+    plain = PeftModel.from_pretrained(AutoModelForImageTextToText.from_pretrained(tiny, dtype=torch.float32), str(straight/"adapter")).eval()
+    p = problems(1, split="test")
+    ours = Policy.from_pretrained(tiny, adapter=straight/"checkpoints/step-6/adapter")
+    from calibrl.rollout import encode
+    inputs = encode(ours.processor, p[0])
+    said = plain.generate(**inputs, do_sample=False, max_new_tokens=24, bad_words_ids=[[i] for i in ours.banned])[0, inputs["input_ids"].shape[1]:].tolist()
+    assert ours.sample(p, 1, temperature=0., max_new_tokens=24).ids[0] == said
+
+
+def member(rank, store, world, path, cfg):
+    "One of several processes that train together."
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=world)
+    policy = Policy.from_pretrained(path, bits=None)
+    rows = list(T.train(policy, problems(32, split="train"), cfg))
+    (Path(store).parent/f"rows-{rank}.json").write_text(json.dumps(rows))
+    torch.save([w.detach() for w in policy.trainable], f"{store}.weights-{rank}")
+
+
+@pytest.mark.parametrize("world, options", [(2, {}), (3, {"method": "grpo", "sample_prompts": 1, "micro_tokens": 300, "mini_batches": 1})])
+def test_several_processes_give_the_trajectory_of_one(tiny, tmp_path, world, options):
+    cfg = T.Config(**{"prompts": 4, "responses": 4, "steps": 3, "sample_prompts": 2, "lr": 1e-3, "max_new_tokens": 24} | options)
+    policy = Policy.from_pretrained(tiny)
+    alone = list(T.train(policy, problems(32, split="train"), cfg))
+    torch.multiprocessing.start_processes(member, (str(tmp_path/"store"), world, tiny, cfg), nprocs=world, start_method="fork")
+    for rank in range(world):
+        rows = json.loads((tmp_path/f"rows-{rank}.json").read_text())
+        assert [r["sample"] for r in rows] == [r["sample"] for r in alone]
+        for a, b in zip(alone, rows):
+            for k, v in a.items():
+                if isinstance(v, float) and k not in ("seconds", "gated_fraction"): assert b[k] == pytest.approx(v, abs=1e-5), k
+        for w, v in zip(policy.trainable, torch.load(f"{tmp_path/'store'}.weights-{rank}", weights_only=True)): torch.testing.assert_close(w.detach(), v, atol=1e-5, rtol=0)
+
+
+def test_too_many_processes_are_refused(tiny, monkeypatch):
+    monkeypatch.setattr(T, "processes", lambda: (0, 3))
+    with pytest.raises(ValueError, match="3 processes are too many: a mini-batch has 2 problems"): next(T.train(Policy.from_pretrained(tiny), problems(8), T.Config(prompts=4)))
+
+
+def test_accelerate_launches_the_command(tmp_path):
+    "Two gloo processes through accelerate's own launcher: the metrics of one process, and each file written once."
+    cfg = ["--sample-prompts", "2", "--steps", "2"]
+    p = command(tmp_path/"two", *cfg, launcher=("-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2", "--mixed_precision", "no", "--dynamo_backend", "no", "-m", "calibrl.cli"))
+    out, err = p.communicate(timeout=180)
+    assert p.returncode == 0, err
+    assert main(["train", *SMALL, *cfg, "--out", str(tmp_path/"one")]) == 0
+    one, two = (read_lines(tmp_path/x/"metrics.jsonl") for x in ("one", "two"))
+    assert len(two) == 2 and out.count("Files in") == 1
+    for a, b in zip(one, two): assert all(b[k] == pytest.approx(a[k], abs=1e-5) for k in ("loss", "reward", "entropy", "grad_norm", "tokens"))
+    assert [c.name for c in T.checkpoints(tmp_path/"two/checkpoints")] == ["step-2"]
