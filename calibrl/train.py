@@ -19,6 +19,22 @@ from .loss import GAPS, OBJECTIVES, REDUCTIONS, group_advantages
 from .rollout import Policy, Rollouts, encode, expert_rows, rollout, stack, with_experts
 from .tasks import verifier_stats
 
+# %% ../nbs/02_train.ipynb #79ca8f07
+def _check(cfg):
+    "Refuse options with which a run means nothing."
+    for name, choices in dict(method=OBJECTIVES, gap=GAPS, reduce=(None, *REDUCTIONS)).items():
+        if getattr(cfg, name) not in choices: raise ValueError(f"{name} must be one of {', '.join(filter(None, choices))}, not {getattr(cfg, name)!r}")
+    for f in fields(cfg):
+        if (v := getattr(cfg, f.name)) is None and f.default is None: continue
+        kind = getattr(f.type, "__args__", (f.type,))[0]
+        if kind in ("int", int):
+            if not isinstance(v, int) or isinstance(v, bool) or v < (0 if f.name in ("seed", "steps") else 1): raise ValueError(f"{f.name} must be a whole number of at least {0 if f.name in ('seed', 'steps') else 1}, not {v!r}")
+        if kind in ("float", float):
+            if f.name in ("prune", "overlong") and not v < 1: raise ValueError(f"{f.name} must be a share below 1, not {v!r}")
+            if isinstance(v, bool) or not isinstance(v, (int, float)) or not 0 <= v < float("inf"): raise ValueError(f"{f.name} must be a finite number of at least 0, not {v!r}")
+    if cfg.temperature == 0: raise ValueError("temperature must be above 0: greedy groups are all alike and teach nothing")
+    if cfg.prompts % cfg.mini_batches: raise ValueError(f"prompts ({cfg.prompts}) must be a multiple of mini_batches ({cfg.mini_batches}): groups stay whole")
+
 # %% ../nbs/02_train.ipynb #c0a841f0
 @dataclass(frozen=True)
 class Config:
@@ -49,20 +65,7 @@ class Config:
     max_grad_norm: float = 1.0    # [C]
     seed: int = 0                 # of the order of problems and of sampling
 
-    def __post_init__(self):
-        for name, choices in dict(method=OBJECTIVES, gap=GAPS, reduce=(None, *REDUCTIONS)).items():
-            if getattr(self, name) not in choices: raise ValueError(f"{name} must be one of {', '.join(filter(None, choices))}, not {getattr(self, name)!r}")
-        for f in fields(self):
-            v, kind = getattr(self, f.name), getattr(f.type, "__args__", (f.type,))[0]
-            if v is None and f.default is None: continue
-            if kind in ("int", int):
-                if not isinstance(v, int) or isinstance(v, bool) or v < (0 if f.name in ("seed", "steps") else 1): raise ValueError(f"{f.name} must be a whole number of at least {0 if f.name in ('seed', 'steps') else 1}, not {v!r}")
-            if kind in ("float", float):
-                if isinstance(v, bool) or not isinstance(v, (int, float)) or not 0 <= v < float("inf"): raise ValueError(f"{f.name} must be a finite number of at least 0, not {v!r}")
-        if self.temperature == 0: raise ValueError("temperature must be above 0: greedy groups are all alike and teach nothing")
-        for name in ("prune", "overlong"):
-            if (getattr(self, name) or 0) >= 1: raise ValueError(f"{name} must be a share below 1, not {getattr(self, name)!r}")
-        if self.prompts % self.mini_batches: raise ValueError(f"prompts ({self.prompts}) must be a multiple of mini_batches ({self.mini_batches}): groups stay whole")
+    def __post_init__(self): _check(self)
 
 # %% ../nbs/02_train.ipynb #399a6047
 _USUAL = dict(reduce="token-mean", clip_low=0.2, clip_high=0.2, dual_clip=3.0, prune=0.0, tries=1, overlong=0.0)
