@@ -218,7 +218,7 @@ def run(policy, problems, cfg,
         files = [open_now.enter_context(open(out/name if first else os.devnull, "ab", buffering=0)) for name in LOGS]
         track, asked = open_now.enter_context(tracking(tracker if first else None, out, asdict(cfg))), open_now.enter_context(asked_to_stop())
         bar = open_now.enter_context(tqdm(total=cfg.steps, initial=len(rows), desc=cfg.method, unit="step", disable=not first, mininterval=.1 if sys.stderr.isatty() else 15))
-        steps = T.train(policy, problems, cfg, optimizer, len(rows) + 1)
+        steps = T.train(policy, problems, cfg, optimizer, tuple(rows))
         while True:
             try: row = next(steps, None)
             except RuntimeError:

@@ -4,10 +4,11 @@
 
 # %% auto #0
 __all__ = ['FULL_PRECISION', 'LORA_TARGETS', 'MODELS', 'encode', 'collate', 'head_logps', 'one_token', 'attention', 'pack',
-           'load_base', 'add_adapter', 'Policy', 'Logps', 'Samples', 'draw', 'Rollouts', 'rollout']
+           'load_base', 'add_adapter', 'Policy', 'Logps', 'Samples', 'draw', 'Rollouts', 'rollout', 'stack',
+           'expert_rows', 'with_experts']
 
 # %% ../nbs/01_rollout.ipynb #e7402163
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from inspect import signature
 from pathlib import Path
 
@@ -424,6 +425,7 @@ class Rollouts:
     rewards: torch.Tensor        # (rows,) the scores' totals: correct + 0.1 * formatted
     correct: torch.Tensor        # (rows,) bool, from the verifier
     truncated: torch.Tensor      # (rows,) bool: no EOS within the limit
+    from_expert: torch.Tensor    # (rows,) bool: the expert's own answer, from `with_experts`
 
     @property
     def grouped(self):
@@ -432,9 +434,12 @@ class Rollouts:
 
     def groups(self, which):
         "The rollouts of some problems (a list of indices), e.g. one mini-batch."
-        rows = torch.tensor([g*self.n + i for g in which for i in range(self.n)])
-        pick = lambda v: v[rows] if torch.is_tensor(v) else [v[i] for i in rows.tolist()]
-        return Rollouts([self.problems[g] for g in which], self.n, *[pick(getattr(self, f.name)) for f in fields(self)[2:]])
+        return self.pick([g*self.n + i for g in which for i in range(self.n)], [self.problems[g] for g in which], self.n)
+
+    def pick(self, rows, problems, n):
+        "Some rows, which make groups of n for some problems."
+        at = torch.tensor(rows, dtype=torch.long)
+        return Rollouts(problems, n, *[v[at] if torch.is_tensor(v) else [v[i] for i in rows] for v in (getattr(self, f.name) for f in fields(self)[2:])])
 
 # %% ../nbs/01_rollout.ipynb #53c26f6d
 def rollout(policy:Policy,
@@ -454,4 +459,31 @@ def rollout(policy:Policy,
     expert_logp, expert_mask = (wide(v).repeat_interleave(n, 0) for v in (out.expert_logp, out.expert_mask))
     return Rollouts(problems, n, out.ids, texts, scores, row([[t < len(r) for t in range(T)] for r in out.ids], torch.bool), wide(out.logp),
                     expert_logp, expert_mask, wide(out.entropy), expert_mask.any(1), row([s.total for s in scores], torch.float),
-                    row([s.correct for s in scores], torch.bool), row([r[-1] not in policy.eos_ids for r in out.ids], torch.bool))
+                    row([s.correct for s in scores], torch.bool), row([r[-1] not in policy.eos_ids for r in out.ids], torch.bool), row([False]*len(texts), torch.bool))
+
+# %% ../nbs/01_rollout.ipynb #5b380bd9
+def stack(parts:list)->Rollouts:     # `Rollouts` with equal group size -> one, as wide as the widest
+    "Rollouts of several draws as one."
+    T = max(p.mask.shape[1] for p in parts)
+    wide = lambda v: torch.nn.functional.pad(v, (0, T - v.shape[1])) if v.ndim == 2 else v
+    join = lambda values: torch.cat([wide(v) for v in values]) if torch.is_tensor(values[0]) else [x for v in values for x in v]
+    return Rollouts(join([p.problems for p in parts]), parts[0].n, *[join([getattr(p, f.name) for p in parts]) for f in fields(Rollouts)[2:]])
+
+def expert_rows(policy:Policy,
+                ro:Rollouts,
+               )->Rollouts:    # groups of one
+    "The experts' own answers as rows, their log-probabilities those taken while sampling."
+    B, first = len(ro.problems), torch.arange(len(ro.problems))*ro.n
+    scores = [score(p.expert or "", p.answer, p.options) for p in ro.problems]
+    row = lambda values, dtype: torch.tensor(values, dtype=dtype, device=ro.mask.device)
+    mask, logp, none = ro.expert_mask[first], ro.expert_logp[first], row([False]*B, torch.bool)
+    return Rollouts(ro.problems, 1, [policy.tokens(p.expert) if p.expert else [] for p in ro.problems], [p.expert or "" for p in ro.problems], scores, mask, logp,
+                    logp*0, mask & False, logp*0, none, row([s.total for s in scores], torch.float), row([s.correct for s in scores], torch.bool), none, ~none)
+
+def with_experts(policy:Policy,
+                 ro:Rollouts,
+                )->Rollouts:    # groups of n + 1
+    "Each group with its expert's answer as the last row."
+    B, n = len(ro.problems), ro.n
+    order = [row for g in range(B) for row in (*range(g*n, g*n + n), B*n + g)]
+    return stack([replace(ro, n=1), expert_rows(policy, ro)]).pick(order, ro.problems, n + 1)

@@ -309,7 +309,7 @@ def test_objectives():
     for name, o in OBJECTIVES.items():
         loss, k = o(**b, alpha=.3, weight=.2, gap="mean", reduce="seq-mean-token-mean")
         assert loss.ndim == 0 and {"policy_loss", "exploration_loss", "gap_mean", "clip_fraction"} <= set(k)
-        assert o.source.startswith("arXiv") and o.norm_std is (name == "grpo")
+        assert o.source.startswith("arXiv") and o.norm_std is (name in ("grpo", "dapo", "gspo", "cppo", "grpo_sft", "calibrl_gspo", "calibrl_cppo"))
     with pytest.raises(AttributeError): OBJECTIVES["grpo"].norm_std = False
     assert Objective(lambda x: x + 1, False, "here")(1) == 2
 

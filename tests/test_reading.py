@@ -9,7 +9,7 @@ from pathlib import Path
 STEP = {"train": ["train_step"], "rollout": ["encode", "prompts", "sample", "rollout", "logps", "read"],
         "loss": ["group_advantages", "clipped_surrogate", "masked_mean", "reduce_loss", "expert_gap", "alpha_gate", "exploration_loss", "calibrl_loss"],
         "tasks": ["score"]}
-BEHIND = {"train": ["share", "micro_batches", "summarize"], "rollout": ["_place", "collate", "attention", "_attend", "_rows_over_prefix", "one_token", "pack", "packed", "draw", "_samples", "head_logps", "_FrozenHead"]}
+BEHIND = {"train": ["settled", "share", "micro_batches", "summarize"], "rollout": ["_place", "collate", "attention", "_attend", "_rows_over_prefix", "one_token", "pack", "packed", "draw", "_samples", "head_logps", "_FrozenHead"]}
 
 
 def lines(functions):
