@@ -64,7 +64,7 @@ class Config:
     mini_batches: int = 2         # updates a step [C: 4]
     temperature: float = 1.0      # of sampling [C]
     max_new_tokens: int = 64      # [C: 4096]
-    micro_tokens: int = 1 << 16   # packed tokens in one forward and backward pass; changes memory, not the gradient
+    micro_tokens: int = 2048      # packed tokens in one forward and backward pass, a larger group stands alone; changes memory, not the gradient
     lr: float = 5e-4              # ours, for a small adapter [C: 1e-6 for all weights of 7B], constant
     weight_decay: float = 0.01    # [C]
     max_grad_norm: float = 1.0    # [C]
