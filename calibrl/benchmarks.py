@@ -363,7 +363,7 @@ def find_images(value, root):
         except ValueError as e: error = e
     raise error
 
-# %% ../nbs/03a_benchmarks.ipynb #bd402bab
+# %% ../nbs/03a_benchmarks.ipynb #b7cf5ae6
 @dataclass(frozen=True)
 class Benchmark:
     "A test set: where it is, how its rows become problems, and what its figures are."
@@ -385,12 +385,14 @@ class Benchmark:
         here = local_copy(self, data_dir) if data_dir else None
         try: rows = load_rows(self, here)
         except Exception as e:
-            raise FileNotFoundError(f"benchmark {self.name}: {self.dataset} cannot be read{f' from {here}' if here else ''} ({' '.join(str(e).split())[:200]}). {self.how(data_dir)}") from None
+            why = " ".join(str(e).split("cannot be read: ")[-1].split())[:300]
+            raise FileNotFoundError(f"benchmark {self.name}: {here or self.dataset} cannot be read: {why}. {self.how(data_dir)}") from None
         return Problems(self.name, rows, self.make, None if here is None else here if here.is_dir() else here.parent, limit)
 
     def how(self, data_dir=None):
         "How to get the rows."
-        return f"{self.get or f'Download the data set {self.dataset} from the Hugging Face hub'}, put it in {Path(data_dir or 'DIR')/self.name} and name the folder above with --data-dir"
+        get = self.get or f"To use a local copy, download {self.dataset} from the Hugging Face hub"
+        return f"{get}, put it in {Path(data_dir or 'DIR')/self.name} and give --data-dir {data_dir or 'DIR'}"
 
 # %% ../nbs/03a_benchmarks.ipynb #eaddfea7
 def local_copy(b:Benchmark, data_dir)->Path|None:
