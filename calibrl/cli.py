@@ -6,8 +6,9 @@
 __all__ = ['MAY_CHANGE', 'LOGS', 'TRACKERS', 'COMMANDS', 'run_folder', 'other_options', 'find_run', 'lock', 'locked', 'table',
            'tidy', 'read_lines', 'append', 'write_row', 'go_on', 'save_state', 'save_adapter', 'asked_to_stop',
            'status', 'check_tracker', 'tracking', 'write_report', 'run', 'exam', 'compare_exams', 'compare_by', 'demo',
-           'report', 'train', 'check_writable', 'claim', 'finish', 'join_processes', 'report_run', 'evaluate', 'bench',
-           'adapter_folder', 'model_path', 'training_problems', 'make_parser', 'main', 'versions', 'usage', 'quiet']
+           'report', 'train', 'check_writable', 'claim', 'finish', 'join_processes', 'report_run', 'evaluate',
+           'benchmark_sets', 'eval_folder', 'show_figures', 'bench', 'adapter_folder', 'model_path',
+           'training_problems', 'make_parser', 'main', 'versions', 'usage', 'quiet']
 
 # %% ../nbs/06_cli.ipynb #cf5c2894
 import argparse, base64, contextlib, importlib.util, inspect, io, json, logging, math, os, shutil, signal, sys, threading, time
@@ -410,30 +411,73 @@ def report_run(run:str,    # run folder of a training, finished or not
 # %% ../nbs/06_cli.ipynb #2f241e49
 def evaluate(model:str=None,                       # save_pretrained folder or hub id (default: the run's, else the embedded policy)
              adapter:str=None,                     # adapter or run folder
-             benchmarks:str="geometry_test,geometry_hard",   # names, separated by commas
-             limit:int=128,                        # problems of each benchmark
-             k:int=1,                              # answers a problem: 1 greedy, more sampled at temperature 1
+             benchmarks:str="geometry_test,geometry_hard",   # names, separated by commas, or "all"
+             limit:int=None,                       # problems of each benchmark (default: all; 128 of the embedded ones)
+             k:int=1,                              # answers a problem: 1 greedy, more sampled at temperature 1 beside the greedy one
              bits:int=None,                        # 4, 8, or leave out for full precision
-             out:str=None,                         # folder for the graded answers (default: runs/eval, then runs/eval-2, ...)
+             data_dir:str=None,                    # folder of local copies, each a file or folder with the benchmark's name or hub id
+             max_new_tokens:int=None,              # longer answers are truncated (default: 64 for the embedded sets, 2048 for others)
+             tokens:int=16384,                     # tokens in flight, prompts and answers: the size of a batch
+             lenient:bool=False,                   # read boxes and "the answer is" where a model writes no answer tags
+             against:str=None,                     # folder of another evaluation to compare with, problem by problem
+             lmms:bool=False,                      # also write lmms-eval sample logs
+             out:str=None,                         # folder for the graded answers (default: runs/eval, then runs/eval-2, ...); an interrupted one is gone on with
              seed:int=0,                           # of the sampling
             ):
     "Grade a policy on benchmarks; leaves every answer with its verdict."
     from calibrl import eval as E
-    names = [b.strip() for b in benchmarks.split(",") if b.strip()]
+    names = list(E.BENCHMARKS) if benchmarks.strip() == "all" else list(dict.fromkeys(b.strip() for b in benchmarks.split(",") if b.strip()))
     unknown = [b for b in names if b not in E.BENCHMARKS]
     if unknown or not names: raise ValueError(f"benchmark {', '.join(unknown) or '(none)'} is unknown; known are {', '.join(E.BENCHMARKS)}")
-    if k < 1 or limit < 1: raise ValueError("--k and --limit must be at least 1")
+    if k < 1 or (limit is not None and limit < 1): raise ValueError("--k and --limit must be at least 1")
+    before = against and E.read_answers(Path(against)/"answers.jsonl")
+    if against and not before: raise FileNotFoundError(f"no answers in {against!r}: --against wants the folder of an evaluation")
+    sets, missing = benchmark_sets(names, limit, data_dir)
     from calibrl.rollout import Policy
     policy = Policy.from_pretrained(model_path(model, adapter), bits=bits, lora_rank=0, adapter=adapter and adapter_folder(adapter))
-    out, figures = run_folder(out, "eval"), []
-    with open(out/"answers.jsonl", "w") as f:
-        for name in names:
-            rows = E.evaluate(policy, E.BENCHMARKS[name](limit), k=k, temperature=1.0 if k > 1 else 0.0, seed=seed, progress=True)
-            f.writelines(json.dumps({"benchmark": name} | r) + "\n" for r in rows)
-            s = E.summary(rows)
-            figures.append({"benchmark": name, "n": s["n"], "accuracy": s["accuracy"], "95% interval": "{:.0%} to {:.0%}".format(*s["interval"]), f"pass@{k}": s[f"pass@{k}"], "formatted": s["formatted"], "truncated": s["truncated"]})
-    (out/"summary.json").write_text(json.dumps(figures, indent=1))
-    print(table(figures) + f"\nEvery answer with its verdict: {out/'answers.jsonl'}")
+    out, rows = eval_folder(out, dict(model=model, adapter=adapter, bits=bits, limit=limit, k=k, max_new_tokens=max_new_tokens, tokens=tokens, lenient=lenient, seed=seed)), []
+    try:
+        for name, problems in sets.items():
+            longest = max_new_tokens or (2048 if E.BENCHMARKS[name].dataset else 64)
+            rows += E.run_benchmark(policy, problems, out/"answers.jsonl", name, k, max_new_tokens=longest, budget=tokens, seed=seed, lenient=lenient, images=out/"images"/name, progress=True)
+    except KeyboardInterrupt: print(f"\nThe answers so far are kept: the same command with --out {out} goes on.", file=sys.stderr); raise
+    figures = E.write_results(rows, out, f"Evaluation of {model or adapter or 'the embedded policy'}", before, lmms)
+    show_figures(figures, k)
+    print(f"Every answer with its verdict: {out/'answers.jsonl'}; to look at: {out/'report.html'}, {out/'results.md'}, {out/'results.csv'}")
+    if missing: raise RuntimeError(f"{len(missing)} of {len(names)} benchmarks could not be read, the others are in {out}: {', '.join(missing)}")
+
+# %% ../nbs/06_cli.ipynb #e5a1b7c4
+def benchmark_sets(names, limit, data_dir)->tuple:
+    "Problems by benchmark, and the names of those that cannot be read (said on stderr, with how to get them)."
+    from calibrl.eval import BENCHMARKS
+    if data_dir and not Path(data_dir).is_dir(): raise FileNotFoundError(f"--data-dir {data_dir!r} is no folder")
+    import datasets
+    if data_dir: datasets.disable_progress_bars()                     # reading local files is quick; downloads keep their bars
+    sets, missing = {}, []
+    for name in names:
+        try: sets[name] = BENCHMARKS[name](limit or (None if BENCHMARKS[name].dataset else 128), data_dir)
+        except FileNotFoundError as e: missing.append(name); print(f"calibrl eval: {e}", file=sys.stderr)
+    if not sets: raise FileNotFoundError(f"no benchmark could be read of {', '.join(names)}")
+    return sets, missing
+
+def eval_folder(out, settings:dict)->Path:
+    "A new folder for an evaluation, or that of an interrupted one with the same settings."
+    if not out or not (Path(out)/"eval.json").exists():
+        out = run_folder(out, "eval")
+        (out/"eval.json").write_text(json.dumps(settings | {"versions": versions()}, indent=1))
+        return out
+    old = json.loads((Path(out)/"eval.json").read_text())
+    other = [f"{k} {old.get(k)!r}, now {v!r}" for k, v in settings.items() if old.get(k) != v]
+    if other: raise ValueError(f"{out} holds an evaluation with other settings ({'; '.join(other)}): give another --out")
+    return Path(out)
+
+def show_figures(figures:list, k:int):
+    "Print the table, and below it what only some benchmarks report."
+    common = ["benchmark", "n", "of", "accuracy", "95% interval", *(["greedy", f"maj@{k}"] if k > 1 else []), f"pass@{k}", "formatted", "truncated", "tokens", "unusable"]
+    print(table([{c: r.get(c) for c in common} for r in figures]))
+    for r in figures:
+        more = [f"{c} {100*v:.1f}%" if isinstance(v, float) else f"{c} {v}" for c, v in r.get("further", {}).items()]
+        if more: print(f"{r['benchmark']}: {', '.join(more)}")
 
 # %% ../nbs/06_cli.ipynb #0dc80bc6
 def bench(out:str=None,            # folder for bench.json and bench.png (default: runs/bench, then runs/bench-2, ...)

@@ -54,4 +54,4 @@ def test_evaluate_greedy_and_sampled(policy):
 
 
 def test_benchmarks_make_problems():
-    for name, load in BENCHMARKS.items(): assert len(load(3)) == 3, name
+    for name in ("geometry_test", "geometry_hard"): assert len(BENCHMARKS[name](3)) == 3, name
