@@ -2,7 +2,7 @@
 
 Pictures of each page, desktop and phone, are left in build/screens to look at.
 """
-import json, os, shutil, socket, subprocess, sys, time
+import os, shutil, socket, subprocess, sys, time
 from pathlib import Path
 import pytest
 
@@ -101,15 +101,19 @@ def test_search_works_from_disk(browser, site):
     assert page.wrong == []
 
 
+FIGURES = [("loss.html", "calibrl-alpha"), *(("tutorials/alpha.html", f"calibrl-{name}") for name in ("alpha", "group", "table"))]
+
+
 @pytest.mark.parametrize("size", SIZES)
-def test_alpha_moves_without_a_kernel(browser, site, size):
-    page = open_page(browser, f"file://{SITE/'loss.html'}", size)
-    slider = page.locator("#calibrl-alpha input[type=range]").first
-    state = "[document.querySelector('#calibrl-alpha output').textContent, ...[...document.querySelectorAll('#calibrl-alpha polyline, #calibrl-alpha path, #calibrl-alpha rect')].map(e => e.getAttribute('points') + e.getAttribute('d') + e.getAttribute('height'))].join('|')"
+@pytest.mark.parametrize("name, figure", FIGURES, ids=lambda v: v.removesuffix(".html").split("/")[-1])
+def test_alpha_moves_without_a_kernel(browser, site, size, name, figure):
+    page = open_page(browser, f"file://{SITE/name}", size)
+    slider = page.locator(f"#{figure} input[type=range]").first
+    state = f"[document.querySelector('#{figure} output').textContent, ...[...document.querySelectorAll('#{figure} svg *')].map(e => ['points', 'd', 'height', 'width', 'cy'].map(a => e.getAttribute(a)).join())].join('|')"
     before, value = page.evaluate(state), slider.input_value()
     drag(page, slider, slider.bounding_box()["width"]*.3)
     after, moved = page.evaluate(state), slider.input_value()
-    page.screenshot(path=SCREENS/f"alpha-dragged-{size}.png")
+    page.screenshot(path=SCREENS/f"dragged-{figure}-{size}.png")
     assert float(moved) > float(value), "the slider did not move"
     assert before.split("|")[0] != after.split("|")[0], "the read-out did not change"
     assert sum(a != b for a, b in zip(before.split("|")[1:], after.split("|")[1:])) >= 2, "the picture did not change"
@@ -117,11 +121,6 @@ def test_alpha_moves_without_a_kernel(browser, site, size):
     page.keyboard.press("ArrowLeft")
     assert page.evaluate(state) != after, "the arrow keys do nothing"
     assert page.wrong == [] and page.outside == []
-
-
-LIVE = """from ipywidgets import interact, FloatSlider
-from calibrl.viz import plot_alpha
-interact(plot_alpha, alpha=FloatSlider(.5, min=0, max=1, step=.05, continuous_update=False));"""
 
 
 def free_port():
@@ -132,13 +131,10 @@ def free_port():
 
 @pytest.fixture
 def voila(tmp_path):
-    "Voila, serving a notebook with the slider that 00_loss has."
-    cell = {"cell_type": "code", "id": "slider", "metadata": {}, "execution_count": None, "outputs": [], "source": LIVE.splitlines(True)}
-    spec = {"kernelspec": {"display_name": "python3", "language": "python", "name": "python3"}}
-    (tmp_path/"alpha.ipynb").write_text(json.dumps({"cells": [cell], "metadata": spec, "nbformat": 4, "nbformat_minor": 5}), encoding="utf-8")
+    "Voila, serving the first tutorial."
     port, log = free_port(), open(tmp_path/"log", "w+")
     env = {k: v for k, v in os.environ.items() if k != "MPLBACKEND"} | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}   # a kernel picks its own backend: with agg a figure is a line of text
-    server = subprocess.Popen([sys.executable, "-m", "voila", "alpha.ipynb", "--no-browser", f"--port={port}", "--Voila.ip=127.0.0.1"], cwd=tmp_path, env=env, stdout=log, stderr=log)
+    server = subprocess.Popen([sys.executable, "-m", "voila", "alpha.ipynb", "--no-browser", f"--port={port}", "--Voila.ip=127.0.0.1"], cwd=ROOT/"nbs/tutorials", env=env, stdout=log, stderr=log)
     try:
         for _ in range(240):
             try: socket.create_connection(("127.0.0.1", port), timeout=1).close()
@@ -152,15 +148,33 @@ def voila(tmp_path):
         log.close()
 
 
+READ = """k => { const box = [...document.querySelectorAll('.widget-interact')][k], img = box && box.querySelector('img');
+  return img ? [img.src, box.querySelector('.jp-RenderedText pre').textContent] : null }"""
+
+
+def drag_alpha(page, k, name):
+    "Drag alpha of the k-th figure to the left; the picture and the sentence above it must change."
+    box, before = page.locator(".widget-interact").nth(k), page.evaluate(READ, k)
+    slider = box.locator(".widget-slider").first
+    value = float(slider.locator(".widget-readout").inner_text())
+    drag(page, slider.locator(".noUi-handle"), -slider.locator(".noUi-target").bounding_box()["width"]*.2)
+    page.wait_for_function(f"old => {{ const now = ({READ})({k}); return now && now[0] != old[0] && now[1] != old[1] }}", arg=before, timeout=90_000)
+    page.screenshot(path=SCREENS/f"voila-{name}.png")
+    assert float(slider.locator(".widget-readout").inner_text()) < value
+    assert box.locator("img").first.evaluate("i => i.getBoundingClientRect().right") <= page.viewport_size["width"], "the picture is wider than the screen"
+
+
 def test_alpha_moves_with_a_kernel(browser, voila):
-    page = browser.new_context(viewport={"width": 1280, "height": 900}).new_page()
-    page.goto(voila, timeout=120_000)
-    picture = page.locator(".jp-OutputArea-output img").first
-    picture.wait_for(timeout=120_000)
-    before = picture.get_attribute("src")
-    drag(page, page.locator(".jupyter-widget-slider .noUi-handle, .widget-slider .noUi-handle").first, -60)
-    page.wait_for_function("old => { const i = document.querySelector('.jp-OutputArea-output img'); return i && i.src !== old }", arg=before, timeout=60_000)
-    readout = page.locator(".widget-readout").first.inner_text()
+    "The three figures of the first tutorial, on a large screen and then on a phone's."
+    from playwright.sync_api import TimeoutError as Late
     SCREENS.mkdir(parents=True, exist_ok=True)
-    page.screenshot(path=SCREENS/"voila-alpha.png")
-    assert float(readout) < .5
+    page, ready = browser.new_context().new_page(), "() => document.querySelectorAll('.widget-interact img').length == 3"
+    for size in SIZES:
+        page.set_viewport_size(dict(zip(("width", "height"), SIZES[size])))
+        if size == "desktop":
+            page.goto(voila, timeout=180_000)
+            try: page.wait_for_function(ready, timeout=120_000)
+            except Late:                                    # a page that lost its kernel while it started: reload it, as a reader would
+                page.reload(timeout=180_000)
+                page.wait_for_function(ready, timeout=180_000)
+        for k, name in enumerate(("gate", "group", "table")): drag_alpha(page, k, f"{name}-{size}")

@@ -34,8 +34,8 @@ def test_a_page_is_named_after_its_module(tmp_path):
 
 
 def test_exported_code_is_shown_in_the_book_and_no_other_code_runs(tmp_path):
-    nb = json.loads(build_docs.show_source(notebook(tmp_path/"a.ipynb", ("code", "#| export\ndef f(): pass"), ("code", "#| exporti\nx = 1"), ("code", "import os\nos.abort()")).read_text()))
-    assert [c["source"] for c in nb["cells"]] == ["#| exports\ndef f(): pass", "#| exporti\nx = 1", "#| eval: false\nimport os\nos.abort()"]
+    nb = json.loads(build_docs.show_source(notebook(tmp_path/"a.ipynb", ("code", "#| export\ndef f(): pass"), ("code", "#| exporti\nx = 1"), ("code", "import os\nos.abort()"), ("code", "#| hide_input\n1")).read_text()))
+    assert [c["source"] for c in nb["cells"]][:4] == ["#| exports\ndef f(): pass", "#| exporti\nx = 1", "#| eval: false\nimport os\nos.abort()", "#| eval: false\n#| echo: false\n1"]
 
 
 def test_broken_links_are_found(tmp_path):

@@ -34,11 +34,13 @@ def show_source(text):
     """nbdev hides `#| export` cells; in a book the code is the point, so they become `#| exports`, which stay.
 
     nbdev also runs each cell with an import in it, tests and training included. Only exported code is needed, so the others say `eval: false`.
+    smalldocs knows Quarto's names of the options, not nbdev's.
     """
     nb = json.loads(text)
     for cell in nb["cells"]:
         if cell["cell_type"] != "code": continue
         source = re.sub(r"\A(#\|\s*export)\s*$", r"\1s", "".join(cell["source"]), flags=re.M)
+        source = re.sub(r"^#\|\s*hide_(input|output)\s*$", lambda m: f"#| {'echo' if m[1] == 'input' else 'output'}: false", source, flags=re.M)
         cell["source"] = source if re.match(r"#\|\s*(export|default_exp)", source) or "show_doc(" in source else "#| eval: false\n" + source
     return json.dumps(nb, indent=1, ensure_ascii=False)
 
