@@ -153,7 +153,7 @@ def _undecoded(ds):
     info.features = D.Features(_bytes_only(ds.features))
     return D.Dataset(ds.data, info=info, split=ds.split, indices_table=ds._indices)
 
-# %% ../nbs/00d_data.ipynb #9f9df52f
+# %% ../nbs/00d_data.ipynb #5ed0c3b6
 def _read_file(path, kind):
     "One data set from one file that `datasets` reads."
     import datasets as D
@@ -176,7 +176,7 @@ def _read_files(paths, bad, files):
     try: return D.concatenate_datasets(parts) if len(parts) > 1 else parts[0]
     except Exception as e: raise ValueError(f"{paths[0]} and the {len(paths) - 1} files with it do not have the same columns: {_first(e)}") from None
 
-def _first(e): return (str(e.__cause__ or e).strip().splitlines() or [type(e).__name__])[0][:200]
+def _first(e): return " ".join(str(e.__cause__ or e).split())[:300].rstrip(".") or type(e).__name__
 
 # %% ../nbs/00d_data.ipynb #446a51aa
 _SPLIT = re.compile(r"(?:^|[/._ -])(train|testmini|test|validation|valid|val|dev)(?:ing)?(?=$|[/._ -]|\d)")
@@ -272,7 +272,7 @@ FORMATS = {    # name -> (columns that tell it, fields that it has elsewhere); t
     "TRL":        (("prompt",), dict(question="prompt")),
     "columns":    ((), {})}
 
-# %% ../nbs/00d_data.ipynb #79dd41e8
+# %% ../nbs/00d_data.ipynb #f98c1e6e
 def parse_map(
     map,      # "question=problem,expert=solution", a dict, or None
 )->dict:      # field or tag -> column; "" switches a field off
@@ -285,6 +285,7 @@ def parse_map(
 def _has(features, column):
     "Whether a data set has a column; a dot goes into a record."
     for part in column.split("."):
+        if type(features).__name__ == "Json": return True                # records of several kinds: only the row can tell
         features = features.get(part) if isinstance(features, dict) else None
         if features is None: return False
     return True
@@ -353,7 +354,7 @@ def _answer(value, options=None):
     if len(text) > 1000: raise _Unusable("no answer", f"{len(text)} characters are no short answer, and no <answer>, \\boxed or #### ends them")
     return text
 
-# %% ../nbs/00d_data.ipynb #34670d81
+# %% ../nbs/00d_data.ipynb #6af27da9
 def _expert(value):
     "An expert's response as a text, or None."
     if isinstance(value, (list, tuple)): value = next((m for m in value if isinstance(m, dict) and m.get("role") == "assistant"), value[0] if value else None)
@@ -367,6 +368,8 @@ def _in_tags(text):
     end = None if "<answer>" in text else _conclusion(text)
     if end is None: return text
     return f"{text}\n<answer>{end}</answer>" if "</think>" in text else f"<think>{text}</think><answer>{end}</answer>"
+
+def _bare(text): return re.sub(r"</?(?:think|answer)>|\\boxed|[{}$#\s.]", "", text)    # what is left without marks
 
 # %% ../nbs/00d_data.ipynb #f06753ff
 class _Cell:
@@ -416,7 +419,7 @@ def _checked(problem, pictures, specials=()):
     except ValueError as e: raise _Unusable("no answer", str(e)) from None
     if not itself.correct: raise _Unusable("no answer", f"the verifier does not even accept {problem.answer[:60]!r} itself" + (f" among {len(problem.options)} options" if problem.options else ""))
 
-# %% ../nbs/00d_data.ipynb #0da9aaa0
+# %% ../nbs/00d_data.ipynb #29e19193
 def _problem(ds, i, row, fields, root, where):
     "The problem that row `i` holds and its pictures' sizes, or `_Unusable`."
     at = {f: _get(row, c) for f, c in fields.items()}
@@ -428,23 +431,25 @@ def _problem(ds, i, row, fields, root, where):
     if options is not None and not isinstance(options, (list, dict)): raise _Unusable("bad options", f"they are {type(options).__name__}, not a list")
     answer = at["answer"]
     if options and fields["answer"] == "label" and isinstance(answer, int): answer = chr(65 + answer)
-    expert = _expert(at.get("expert"))
+    answer, expert = _answer(answer), _expert(at.get("expert"))
+    if expert and _bare(expert) == _bare(answer): expert = None       # TRL's solution may be no more than the answer: nothing is worked out
+    if "reward_model" in row and isinstance(_get(row, "pass_ratio"), (int, float)) and row["pass_ratio"] <= 0: expert = None    # as the authors' loader has it
     try: sizes = [im.size for im in as_images(at.get("images"), root)]
     except ValueError as e: raise _Unusable("bad image", str(e).removeprefix("image ")) from None
     tags = {f: at[f] for f in fields if f not in NAMES and isinstance(at[f], (str, int, float)) and str(at[f]).strip()}
     name = str(at["id"]) if isinstance(at.get("id"), (str, int)) and str(at["id"]).strip() else f"{Path(str(where[0])).stem}-{where[1]}"
     cell = _Cell(ds, fields["images"], i, root, "{}, row {}".format(*where)) if sizes else ()
-    return FileProblem(question, _answer(answer), cell, expert and _in_tags(expert), options, name, tags), sizes, bool(expert) and _in_tags(expert) != expert
+    return FileProblem(question, answer, cell, expert and _in_tags(expert), options, name, tags), sizes, bool(expert) and _in_tags(expert) != expert
 
-# %% ../nbs/00d_data.ipynb #e78ab413
+# %% ../nbs/00d_data.ipynb #7a9fef67
 class Problems(list):
     "Problems from a file, with `format`, `fields`, `columns`, `counts` and `skipped`, a list of {file, row, id, kind, reason}."
     def __init__(self, source, format, fields, columns, files):
         super().__init__()
         self.files = files                                                # (file, its rows), one after the other
         self.source, self.format, self.fields, self.columns = str(source), format, fields, columns
-        self.counts = Counter(dict.fromkeys(("rows", "usable", "skipped", "experts", "verified", "tagged", "boxed"), 0))
-        self.skipped, self.sizes, self.lengths, self.ids = [], [], [], set()    # sizes of the pictures; prompt tokens, where a processor counted them
+        self.counts = Counter(dict.fromkeys(("rows", "usable", "skipped", "experts", "verified", "tagged", "boxed", "system"), 0))
+        self.skipped, self.notes, self.sizes, self.lengths, self.ids = [], [], [], [], set()    # sizes of the pictures; prompt tokens, where a processor counted them
 
     def where(self, i):
         "(file, row in it, from 1) of row `i` of all."
@@ -462,7 +467,9 @@ class Problems(list):
         if c["skipped"]: lines.append(f"left out: {c['skipped']} rows, " + ", ".join(f"{n} {kind}" for kind, n in self.kinds.items()))
         lines.append(f"experts: {share(c['experts'], c['usable'])}; right by the verifier: {share(c['verified'], c['experts'])}" + (f"; {c['tagged']} were put into answer tags" if c["tagged"] else ""))
         if c["boxed"]: lines.append(f"note: {c['boxed']} questions ask for \\boxed{{}}, but the answer is read from <answer></answer>")
-        return "\n".join(lines)
+        if c["system"]: lines.append(f"note: {c['system']} system messages are left out: the prompt has this package's own instruction")
+        return "\n".join(lines + [f"note: {n}" for n in self.notes])
+    __repr__ = __str__
 
 # %% ../nbs/00d_data.ipynb #ed8fe14d
 _log = logging.getLogger("calibrl.data")
@@ -477,7 +484,7 @@ def _judge(problems, problem, tagged, wrong_expert, need_expert):
     problems.counts.update(experts=problem.expert is not None, verified=right, tagged=tagged and problem.expert is not None, boxed="\\boxed" in problem.question)
     return problem
 
-# %% ../nbs/00d_data.ipynb #dcb4f151
+# %% ../nbs/00d_data.ipynb #47196d22
 def load_problems(
     source,                   # file, folder or hub id, as for `read_rows`; or a datasets.Dataset
     *,
@@ -498,16 +505,16 @@ def load_problems(
     if max_prompt_tokens and processor is None: raise ValueError("max_prompt_tokens needs a processor to count with")
     processor, faults, files = getattr(processor, "processor", processor), {}, []
     ds = read_rows(source, split, name, faults, files)
-    out = Problems(*_described(source, ds, map), files or [(source if isinstance(source, (str, os.PathLike)) else "data set", len(ds))])
+    out = Problems(*_described(source, ds, map), files or [(source if isinstance(source, (str, os.PathLike)) else "dataset", len(ds))])
     root = _root(source) if root is None else Path(root).expanduser()
     with open(skipped, "w", encoding="utf-8") if skipped else contextlib.nullcontext() as log:
-        for i in tqdm(range(len(ds)), desc="reading", delay=3, leave=False):
+        for i in tqdm(range(len(ds)), desc="reading", delay=3, leave=False, disable=None):
             if limit is not None and len(out) >= limit: break
             try: out.append(_usable(out, ds, i, faults, root, processor, max_prompt_tokens, need_expert, wrong_expert))
             except _Unusable as e: _leave_out(out, e, i, log, on_bad)
-    return _finished(out, skipped)
+    return _finished(out, skipped, root)
 
-# %% ../nbs/00d_data.ipynb #d6cfcd25
+# %% ../nbs/00d_data.ipynb #9843974e
 def _usable(out, ds, i, faults, root, processor, most, need_expert, wrong_expert):
     "Row `i` as a checked and counted problem, or `_Unusable`."
     out.counts["rows"] += 1
@@ -521,6 +528,8 @@ def _usable(out, ds, i, faults, root, processor, most, need_expert, wrong_expert
         problem = _judge(out, problem, tagged, wrong_expert, need_expert)
     except _Unusable: raise
     except Exception as e: raise _Unusable("unreadable row", f"{type(e).__name__}: {str(e)[:200]}") from e    # a value of a kind nobody thought of
+    asked = _get(row, out.fields["question"])
+    out.counts["system"] += isinstance(asked, list) and any(m.get("role") == "system" for m in asked)
     out.sizes += sizes
     if n: out.lengths.append(n)
     if problem.id in out.ids: problem = replace(problem, images=problem.__dict__["images"], id=f"{problem.id}-{i + 1}")
@@ -541,7 +550,7 @@ def _leave_out(out, e, i, log, on_bad):
     out.skipped.append(dict(file=file, row=row, kind=e.kind, reason=str(e)))
     if log: log.write(json.dumps(out.skipped[-1], ensure_ascii=False) + "\n"); log.flush()
 
-# %% ../nbs/00d_data.ipynb #39323d26
+# %% ../nbs/00d_data.ipynb #0222d401
 def _root(source):
     "The folder that picture paths of a source start from; None for the hub."
     if not isinstance(source, (str, os.PathLike)): return None
@@ -550,16 +559,18 @@ def _root(source):
 
 def _described(source, ds, map):
     "(source, format, fields, columns) of a data set."
-    source = str(source) if isinstance(source, (str, os.PathLike)) else "data set"
+    source = str(source) if isinstance(source, (str, os.PathLike)) else "dataset"
     if not len(ds): raise ValueError(f"{source} has no rows")
     try: return source, *detect(ds.features, map), list(ds.features)
     except ValueError as e: raise ValueError(f"{source}: {e}") from None
 
-def _finished(out, skipped):
+def _finished(out, skipped, root):
     "Say what was left out; an error if nothing is left."
     out.counts["usable"] = len(out)
     first = out.skipped[0] if out.skipped else None
-    if not out: raise ValueError(f"{out.source}: none of its {out.counts['rows']} rows can be used: " + ", ".join(f"{n} {k}" for k, n in out.kinds.items()) + f"; row {first['row']}, {first['reason']}; it was read as {out.format}, {', '.join(f'{f}={c}' for f, c in out.fields.items())}")
+    packed = sorted(p.name for p in Path(root).glob("*.zip")) if root and any("is missing" in s["reason"] for s in out.skipped) else ()
+    if packed: out.notes.append(f"pictures are missing, and {root} holds {', '.join(packed[:3])}: unpack it there")
+    if not out: raise ValueError(f"{out.source}: none of its {out.counts['rows']} rows can be used: " + ", ".join(f"{n} {k}" for k, n in out.kinds.items()) + f"; row {first['row']}, {first['reason']}; it was read as {out.format}, {', '.join(f'{f}={c}' for f, c in out.fields.items())}" + "".join(f"; {n}" for n in out.notes))
     if first: _log.warning("%s%s", out, f"\nevery row left out, with its reason: {skipped}" if skipped else f"\nthe first: row {first['row']}, {first['reason']}")
     elif out.counts["verified"] < out.counts["experts"]: _log.warning("%s", out)
     return out
