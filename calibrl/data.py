@@ -57,37 +57,39 @@ def _inside(path, root):
     if full.stat().st_size > _MAX_BYTES: raise ValueError(f"image {text[:200]!r} is larger than {_MAX_BYTES:,} bytes")
     return full
 
-# %% ../nbs/00d_data.ipynb #af84c25d
+# %% ../nbs/00d_data.ipynb #2a9fd8c6
 def as_images(
     value,        # PIL image, bytes, {"bytes", "path"}, a path or data: address, a list of these, or None
     root=None,    # folder that paths start from and may not leave; None: paths are your own and taken as they are
 )->tuple:         # PIL images in RGB, decoded
     "The pictures of one cell of a data set; ValueError with the reason if one is missing or broken."
     if value is None or value == "" or (isinstance(value, float) and math.isnan(value)): return ()
-    if isinstance(value, (list, tuple)): return tuple(im for v in value for im in as_images(v, root))
+    if isinstance(value, (list, tuple)):
+        if len(value) > 100: raise ValueError(f"image list has {len(value)} entries, more than 100")
+        return tuple(im for v in value for im in as_images(v, root))
     if isinstance(value, dict):
         inner = next((value[k] for k in ("bytes", "path", "image", "url") if value.get(k)), None)
         if inner is None: raise ValueError(f"image is a record without bytes or path: its keys are {', '.join(map(str, value)) or '(none)'}")
         return as_images(inner, root)
     if isinstance(value, Image.Image): return _decoded(value)
-    if isinstance(value, str) and value.startswith("data:"): value = _data_url(value)
+    if isinstance(value, str) and (value.startswith("data:") or len(value) > 1000): value = _base64(value)
     if isinstance(value, (str, os.PathLike)): value = _inside(value, root).read_bytes()
     if not isinstance(value, (bytes, bytearray)): raise ValueError(f"image is {type(value).__name__}, not a picture, bytes or path")
     return (_decode(bytes(value)),)
 
-# %% ../nbs/00d_data.ipynb #f4f146b6
+# %% ../nbs/00d_data.ipynb #5a114ec1
 def _decoded(im):
     "A PIL image that somebody else opened, perhaps without looking at its pixels."
     if math.prod(im.size) > MAX_PIXELS: raise ValueError(f"image has {im.width} x {im.height} pixels, more than {MAX_PIXELS:,}")
     try: return (_rgb(im),)
     except Exception as e: raise ValueError(f"image cannot be read: {str(e) or type(e).__name__}") from None
 
-def _data_url(text):
-    "The bytes of `data:image/png;base64,...`."
-    head, _, body = text.partition(",")
-    if not head.endswith(";base64"): raise ValueError(f"image is a data: address that is not base64: {text[:40]!r}")
+def _base64(text):
+    "The bytes of `data:image/png;base64,...`, or of the same without its head (no path is that long)."
+    head, _, body = text.rpartition(",")
+    if head and not head.endswith(";base64"): raise ValueError(f"image is a data: address that is not base64: {text[:40]!r}")
     try: return base64.b64decode(body, validate=True)
-    except ValueError: raise ValueError("image is a data: address with broken base64") from None
+    except ValueError: raise ValueError(f"image is neither a path nor base64: {text[:40]!r}") from None
 
 # %% ../nbs/00d_data.ipynb #3dde9057
 def _json_line(line):
@@ -272,7 +274,7 @@ FORMATS = {    # name -> (columns that tell it, fields that it has elsewhere); t
     "TRL":        (("prompt",), dict(question="prompt")),
     "columns":    ((), {})}
 
-# %% ../nbs/00d_data.ipynb #f98c1e6e
+# %% ../nbs/00d_data.ipynb #3113ee2b
 def parse_map(
     map,      # "question=problem,expert=solution", a dict, or None
 )->dict:      # field or tag -> column; "" switches a field off
@@ -284,6 +286,7 @@ def parse_map(
 
 def _has(features, column):
     "Whether a data set has a column; a dot goes into a record."
+    if column in features: return True
     for part in column.split("."):
         if type(features).__name__ == "Json": return True                # records of several kinds: only the row can tell
         features = features.get(part) if isinstance(features, dict) else None
@@ -382,7 +385,7 @@ def _pictures(cell):
     try: return as_images(_get(cell.ds[cell.row], cell.column), cell.root)
     except ValueError as e: raise ValueError(f"{cell.where}: {e}") from None
 
-# %% ../nbs/00d_data.ipynb #afe0e97f
+# %% ../nbs/00d_data.ipynb #3fdca00e
 class FileProblem(Problem):
     "A problem whose pictures are decoded when they are asked for, and not kept."
     @property
@@ -400,6 +403,7 @@ class FileProblem(Problem):
 
 def _get(row, column):
     "The value of a column; a dot goes into a record."
+    if column in row: return row[column]
     for part in column.split("."): row = row.get(part) if isinstance(row, dict) else None
     return row
 
@@ -419,8 +423,18 @@ def _checked(problem, pictures, specials=()):
     except ValueError as e: raise _Unusable("no answer", str(e)) from None
     if not itself.correct: raise _Unusable("no answer", f"the verifier does not even accept {problem.answer[:60]!r} itself" + (f" among {len(problem.options)} options" if problem.options else ""))
 
-# %% ../nbs/00d_data.ipynb #29e19193
-def _problem(ds, i, row, fields, root, where):
+# %% ../nbs/00d_data.ipynb #c5ba6249
+def _sizes(value, roots):
+    "(folder, sizes of the pictures) from the first folder where they are whole; `_Unusable` with the reason of the first."
+    why = None
+    for root in roots:
+        try: sizes = [im.size for im in as_images(value, root)]
+        except ValueError as e: why = why or str(e).removeprefix("image "); continue
+        if thin := next((s for s in sizes if max(s) > 200*min(s)), None): raise _Unusable("bad image", f"{thin[0]} x {thin[1]} pixels: sides beyond 200 to 1, which Qwen's processors refuse")
+        return root, sizes
+    raise _Unusable("bad image", why)
+
+def _problem(ds, i, row, fields, roots, where):
     "The problem that row `i` holds and its pictures' sizes, or `_Unusable`."
     at = {f: _get(row, c) for f, c in fields.items()}
     bare = _get(row, "extra_info.question")                          # verl: the question without its own instruction
@@ -434,8 +448,7 @@ def _problem(ds, i, row, fields, root, where):
     answer, expert = _answer(answer), _expert(at.get("expert"))
     if expert and _bare(expert) == _bare(answer): expert = None       # TRL's solution may be no more than the answer: nothing is worked out
     if "reward_model" in row and isinstance(_get(row, "pass_ratio"), (int, float)) and row["pass_ratio"] <= 0: expert = None    # as the authors' loader has it
-    try: sizes = [im.size for im in as_images(at.get("images"), root)]
-    except ValueError as e: raise _Unusable("bad image", str(e).removeprefix("image ")) from None
+    root, sizes = _sizes(at.get("images"), roots)
     tags = {f: at[f] for f in fields if f not in NAMES and isinstance(at[f], (str, int, float)) and str(at[f]).strip()}
     name = str(at["id"]) if isinstance(at.get("id"), (str, int)) and str(at["id"]).strip() else f"{Path(str(where[0])).stem}-{where[1]}"
     cell = _Cell(ds, fields["images"], i, root, "{}, row {}".format(*where)) if sizes else ()
@@ -484,14 +497,14 @@ def _judge(problems, problem, tagged, wrong_expert, need_expert):
     problems.counts.update(experts=problem.expert is not None, verified=right, tagged=tagged and problem.expert is not None, boxed="\\boxed" in problem.question)
     return problem
 
-# %% ../nbs/00d_data.ipynb #47196d22
+# %% ../nbs/00d_data.ipynb #f0c70250
 def load_problems(
     source,                   # file, folder or hub id, as for `read_rows`; or a datasets.Dataset
     *,
     map=None,                 # columns you name, "question=problem,expert=solution" or a dict; other names become tags
     split=None, name=None,    # split and configuration, where there are several
     limit=None,               # usable problems wanted; None: all
-    root=None,                # folder that picture paths start from (default: where the file is)
+    root=None,                # folder that picture paths start from (default: the file's own, then the source's)
     on_bad="skip",            # a row that cannot be used: "skip" or "fail"
     need_expert=False,        # a row without an expert cannot be used
     wrong_expert="keep",      # an expert that the verifier judges wrong: "keep" and count, "drop" (the problem stays), or "skip" the row
@@ -506,22 +519,24 @@ def load_problems(
     processor, faults, files = getattr(processor, "processor", processor), {}, []
     ds = read_rows(source, split, name, faults, files)
     out = Problems(*_described(source, ds, map), files or [(source if isinstance(source, (str, os.PathLike)) else "dataset", len(ds))])
-    root = _root(source) if root is None else Path(root).expanduser()
+    root = root if root is None else Path(root).expanduser()
     with open(skipped, "w", encoding="utf-8") if skipped else contextlib.nullcontext() as log:
         for i in tqdm(range(len(ds)), desc="reading", delay=3, leave=False, disable=None):
             if limit is not None and len(out) >= limit: break
             try: out.append(_usable(out, ds, i, faults, root, processor, max_prompt_tokens, need_expert, wrong_expert))
             except _Unusable as e: _leave_out(out, e, i, log, on_bad)
-    return _finished(out, skipped, root)
+    return _finished(out, skipped, root or _root(source))
 
-# %% ../nbs/00d_data.ipynb #9843974e
+# %% ../nbs/00d_data.ipynb #a94b0ddf
 def _usable(out, ds, i, faults, root, processor, most, need_expert, wrong_expert):
     "Row `i` as a checked and counted problem, or `_Unusable`."
     out.counts["rows"] += 1
     if i + 1 in faults: raise _Unusable("unreadable line", faults[i + 1])
+    where = out.where(i)
+    roots = [root] if root is not None or not Path(where[0]).exists() else list(dict.fromkeys((Path(where[0]).parent, _root(out.source))))
     try:
         row = ds[i]
-        problem, sizes, tagged = _problem(ds, i, row, out.fields, root, out.where(i))
+        problem, sizes, tagged = _problem(ds, i, row, out.fields, roots, where)
         _checked(problem, len(sizes), getattr(getattr(processor, "tokenizer", processor), "all_special_tokens", ()))
         n = _prompt_tokens(processor, problem) if processor is not None else None
         if n and most and n > most: raise _Unusable("prompt too long", f"{n} tokens, more than {most}")

@@ -163,7 +163,7 @@ def test_prompts_too_long_are_refused_not_cut(checkpoint):
     assert [p.id for p in few] == ["dataset-1", "dataset-2"] and few.skipped[0]["reason"] == f"prompt too long: {long} tokens, more than {long - 1}"
     assert (encode(processor, few[0])["input_ids"] == processor.tokenizer.convert_tokens_to_ids("<|image_pad|>")).sum() == 9
     thin = dict(question="How long?", answer="4", images=[dict(bytes=png(Image.new("RGB", (3000, 4))), path=None)])
-    assert "refused by the processor" in of(rows[0], thin, processor=processor).kinds          # the aspect ratio
+    assert of(rows[0], thin).kinds == {"bad image": 1}                                        # beyond what the processors take
     text = AutoProcessor.from_pretrained(checkpoint("qwen3"))
     with pytest.raises(ValueError, match="the model reads text only"): of(rows[0], processor=text)
     with pytest.raises(ValueError, match="needs a processor"): of(rows[0], max_prompt_tokens=10)
@@ -176,6 +176,15 @@ def test_control_tokens_are_refused_wherever_they_stand(token):
         bad = good | {field: [good[field][0], token] if field == "options" else good[field] + token}
         assert of(good, bad).kinds == {"control token": 1}
     for text in ("Is <|x|> positive?", "a <b> c", "x<|y| and |y|>z"): assert len(of(good | dict(question=text))) == 1      # mathematics is not markup
+
+
+def test_paths_start_at_the_file_then_at_the_source(tmp_path):
+    (tmp_path/"data/pics").mkdir(parents=True); (tmp_path/"pics").mkdir()
+    (tmp_path/"data/pics/a.png").write_bytes(png(Image.new("RGB", (30, 30)))); (tmp_path/"pics/b.png").write_bytes(png(Image.new("RGB", (40, 40))))
+    lines([dict(question="How long?", answer="4", image=f"pics/{x}.png") for x in "ab"], tmp_path/"data/train.jsonl")
+    assert [p.images[0].size for p in load_problems(tmp_path)] == [(30, 30), (40, 40)]
+    assert load_problems(tmp_path/"data/train.jsonl").kinds == {"bad image": 1}              # the file alone may not leave its folder
+    assert [p.images[0].size for p in load_problems(tmp_path, root=tmp_path/"data")] == [(30, 30)]
 
 
 def test_packed_pictures_are_pointed_at(tmp_path):
@@ -242,8 +251,8 @@ def test_files_that_mean_harm(tmp_path, monkeypatch):
     (inside/"run.eps").write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n%%EndComments\nshowpage\n")
     assert len(as_images(["ok.png", "./x/../ok.png", "mine.png", str(inside/"ok.png"), None], inside)) == 4       # a link that you made is yours
     for value, why in (("../secret.png", "leaves the folder"), (str(tmp_path/"secret.png"), "leaves the folder"), ("x/../../secret.png", "leaves the folder"), ("file://" + str(tmp_path/"secret.png"), "leaves the folder"),
-                       ("pipe.png", "missing"), (".", "missing"), ("a\0b.png", "missing"), ("x"*5000, "missing"), ("run.eps", "known format"), ("https://example.org/x.png", "web address"), ("ftp://example.org/x.png", "web address"),
-                       ({"bytes": None, "path": None}, "without bytes or path"), ({}, "without bytes"), ({"path": "../secret.png"}, "leaves the folder"), (7, "int, not a picture"), ("data:image/png;base64,@@", "broken base64"), ("data:text/plain,hi", "not base64")):
+                       ("pipe.png", "missing"), (".", "missing"), ("a\0b.png", "missing"), ("x"*900, "missing"), ("x"*5001, "nor base64"), ("run.eps", "known format"), ("https://example.org/x.png", "web address"), ("ftp://example.org/x.png", "web address"),
+                       ({"bytes": None, "path": None}, "without bytes or path"), ({}, "without bytes"), ({"path": "../secret.png"}, "leaves the folder"), (7, "int, not a picture"), ("data:image/png;base64,@@", "nor base64"), ("@"*2000, "nor base64"), ([None]*101, "more than 100"), ("data:text/plain,hi", "not base64")):
         with pytest.raises(ValueError, match=why): as_images(value, inside)
     side = 9000                                                                              # 81 million pixels in some 10 kB
     bomb = raw(Image.new("1", (side, side)))
