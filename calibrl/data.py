@@ -423,7 +423,7 @@ def _checked(problem, pictures, specials=()):
     except ValueError as e: raise _Unusable("no answer", str(e)) from None
     if not itself.correct: raise _Unusable("no answer", f"the verifier does not even accept {problem.answer[:60]!r} itself" + (f" among {len(problem.options)} options" if problem.options else ""))
 
-# %% ../nbs/00d_data.ipynb #c5ba6249
+# %% ../nbs/00d_data.ipynb #08ba263d
 def _sizes(value, roots):
     "(folder, sizes of the pictures) from the first folder where they are whole; `_Unusable` with the reason of the first."
     why = None
@@ -442,6 +442,7 @@ def _problem(ds, i, row, fields, roots, where):
     if fields["question"] == "prompt" and isinstance(bare, str) and bare.strip() and bare.strip() in question: question = bare.strip()
     if not question: raise _Unusable("no question", "it is empty")
     options = at.get("options") or None
+    if isinstance(options, dict): options = {k: v for k, v in options.items() if v is not None} or None    # a table gives every row every row's letters
     if options is not None and not isinstance(options, (list, dict)): raise _Unusable("bad options", f"they are {type(options).__name__}, not a list")
     answer = at["answer"]
     if options and fields["answer"] == "label" and isinstance(answer, int): answer = chr(65 + answer)
@@ -454,9 +455,9 @@ def _problem(ds, i, row, fields, roots, where):
     cell = _Cell(ds, fields["images"], i, root, "{}, row {}".format(*where)) if sizes else ()
     return FileProblem(question, answer, cell, expert and _in_tags(expert), options, name, tags), sizes, bool(expert) and _in_tags(expert) != expert
 
-# %% ../nbs/00d_data.ipynb #7a9fef67
+# %% ../nbs/00d_data.ipynb #1edfd931
 class Problems(list):
-    "Problems from a file, with `format`, `fields`, `columns`, `counts` and `skipped`, a list of {file, row, id, kind, reason}."
+    "Problems from a file, with `format`, `fields`, `columns`, `counts` and `skipped`, a list of {file, row, kind, reason}."
     def __init__(self, source, format, fields, columns, files):
         super().__init__()
         self.files = files                                                # (file, its rows), one after the other
@@ -477,7 +478,7 @@ class Problems(list):
         "What was read, in a few lines."
         c, share = self.counts, lambda a, b: f"{a} of {b} ({100*a/b:.1f}%)" if b else "none"
         lines = [f"{self.source}: {self.format}, {c['usable']} problems of {c['rows']} rows"]
-        if c["skipped"]: lines.append(f"left out: {c['skipped']} rows, " + ", ".join(f"{n} {kind}" for kind, n in self.kinds.items()))
+        if c["skipped"]: lines.append(f"left out: {c['skipped']} rows: " + ", ".join(f"{kind} {n}" for kind, n in self.kinds.items()))
         lines.append(f"experts: {share(c['experts'], c['usable'])}; right by the verifier: {share(c['verified'], c['experts'])}" + (f"; {c['tagged']} were put into answer tags" if c["tagged"] else ""))
         if c["boxed"]: lines.append(f"note: {c['boxed']} questions ask for \\boxed{{}}, but the answer is read from <answer></answer>")
         if c["system"]: lines.append(f"note: {c['system']} system messages are left out: the prompt has this package's own instruction")
@@ -565,7 +566,7 @@ def _leave_out(out, e, i, log, on_bad):
     out.skipped.append(dict(file=file, row=row, kind=e.kind, reason=str(e)))
     if log: log.write(json.dumps(out.skipped[-1], ensure_ascii=False) + "\n"); log.flush()
 
-# %% ../nbs/00d_data.ipynb #0222d401
+# %% ../nbs/00d_data.ipynb #c4f8c939
 def _root(source):
     "The folder that picture paths of a source start from; None for the hub."
     if not isinstance(source, (str, os.PathLike)): return None
@@ -585,7 +586,7 @@ def _finished(out, skipped, root):
     first = out.skipped[0] if out.skipped else None
     packed = sorted(p.name for p in Path(root).glob("*.zip")) if root and any("is missing" in s["reason"] for s in out.skipped) else ()
     if packed: out.notes.append(f"pictures are missing, and {root} holds {', '.join(packed[:3])}: unpack it there")
-    if not out: raise ValueError(f"{out.source}: none of its {out.counts['rows']} rows can be used: " + ", ".join(f"{n} {k}" for k, n in out.kinds.items()) + f"; row {first['row']}, {first['reason']}; it was read as {out.format}, {', '.join(f'{f}={c}' for f, c in out.fields.items())}" + "".join(f"; {n}" for n in out.notes))
+    if not out: raise ValueError(f"{out.source}: none of its {out.counts['rows']} rows can be used: " + ", ".join(f"{k} {n}" for k, n in out.kinds.items()) + f"; row {first['row']}, {first['reason']}; it was read as {out.format}, {', '.join(f'{f}={c}' for f, c in out.fields.items())}" + "".join(f"; {n}" for n in out.notes))
     if first: _log.warning("%s%s", out, f"\nevery row left out, with its reason: {skipped}" if skipped else f"\nthe first: row {first['row']}, {first['reason']}")
     elif out.counts["verified"] < out.counts["experts"]: _log.warning("%s", out)
     return out

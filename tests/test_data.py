@@ -90,6 +90,8 @@ def of(*rows, **how): return load_problems(datasets.Dataset.from_list(list(rows)
 def test_options_labels_and_text_only_rows():
     a, b, c = of(dict(question="Which?", choices=["4 cm", "5 cm"], label=1))[0], of(dict(question="What is 2+2?", answer=4.0))[0], of(dict(question="Which?", options=["x", "y"], answer="B"))[0]
     assert (a.answer, a.options) == ("B", ("4 cm", "5 cm")) and (b.answer, b.images, b.options) == ("4", (), None) and (c.answer, c.options) == ("B", ("x", "y"))
+    lettered = [dict(question="Which?", options=o, answer="B") for o in (dict(A="x", B="y"), dict(A="x", B="y", C="z"))]
+    assert [p.options for p in of(*lettered)] == [("x", "y"), ("x", "y", "z")]
     assert of(dict(question="Which?", options="x or y", answer="x"), map="options=")[0].options is None
     with pytest.raises(ValueError, match="bad options: they are str, not a list"): of(dict(question="Which?", options="x or y", answer="x"))
 
@@ -127,7 +129,7 @@ def test_every_row_left_out_is_named(tmp_path, caplog):
     assert log == got.skipped and got.counts["rows"] == 13 and got.counts["skipped"] == 10 and len(got) == 3
     assert {r["row"]: r["kind"] for r in log} == {2: "bad image", 3: "bad image", 4: "bad image", 5: "no answer", 6: "no answer", 7: "image tokens", 8: "control token", 9: "no question", 12: "no answer", 13: "unreadable line"}
     assert all(r["file"] == str(FIXTURES/"plain/faulty.jsonl") and r["reason"].startswith(r["kind"]) for r in log)
-    assert "3 problems of 13 rows" in caplog.text and "3 bad image" in caplog.text and "skipped.jsonl" in caplog.text and "1 of 2 (50.0%)" in caplog.text
+    assert "3 problems of 13 rows" in caplog.text and "bad image 3" in caplog.text and "skipped.jsonl" in caplog.text and "1 of 2 (50.0%)" in caplog.text
     with pytest.raises(ValueError, match=r"faulty.jsonl, row 2: bad image: 'images/none.png' is missing"): load_problems(FIXTURES/"plain/faulty.jsonl", on_bad="fail")
     with pytest.raises(ValueError, match="on_bad must be skip or fail"): load_problems(FIXTURES/"plain/faulty.jsonl", on_bad="ignore")
 
@@ -146,7 +148,7 @@ def test_rows_are_counted_in_their_own_file(tmp_path, drawn):
 
 def test_nothing_usable_is_an_error_that_says_how_it_was_read(tmp_path):
     lines([dict(question="How long?", answer="", x=1)]*3, tmp_path/"a.jsonl")
-    with pytest.raises(ValueError, match="none of its 3 rows can be used: 3 no answer; row 1, .*read as columns, question=question, answer=answer"): load_problems(tmp_path/"a.jsonl")
+    with pytest.raises(ValueError, match="none of its 3 rows can be used: no answer 3; row 1, .*read as columns, question=question, answer=answer"): load_problems(tmp_path/"a.jsonl")
     lines([dict(frage="How long?", x=1)], tmp_path/"b.jsonl")
     with pytest.raises(ValueError, match=r"b.jsonl: no column holds the question: .* the columns are frage, x"): load_problems(tmp_path/"b.jsonl")
 
@@ -187,9 +189,16 @@ def test_paths_start_at_the_file_then_at_the_source(tmp_path):
     assert [p.images[0].size for p in load_problems(tmp_path, root=tmp_path/"data")] == [(30, 30)]
 
 
+@pytest.mark.parametrize("placeholders, pictures", [(0, 0), (0, 2), (1, 1), (2, 2), (1, 0), (2, 1), (1, 2)])
+def test_placeholders_and_pictures_match_or_the_row_is_refused(placeholders, pictures):
+    good = dict(question="How long?", answer="4", images=[])
+    row = dict(question="<image>"*placeholders + "How long?", answer="4", images=[dict(bytes=png(Image.new("RGB", (30, 30))), path=None)]*pictures)
+    assert of(row, good, limit=2).kinds == ({} if placeholders in (0, pictures) else {"image tokens": 1})
+
+
 def test_packed_pictures_are_pointed_at(tmp_path):
     shutil.copy(FIXTURES/"virl39k/39Krelease.parquet", tmp_path); (tmp_path/"images.zip").write_bytes(b"PK")
-    with pytest.raises(ValueError, match="6 bad image.*images.zip: unpack it there"): load_problems(tmp_path)
+    with pytest.raises(ValueError, match="bad image 6.*images.zip: unpack it there"): load_problems(tmp_path)
     assert len(load_problems(tmp_path, root=FIXTURES/"virl39k")) == N
 
 
@@ -295,8 +304,8 @@ def test_json_and_csv_keep_what_is_written(tmp_path):
     assert ds["answer"][:] == ["1.50", "7", "0.1"] and ds["m"][:] == [1, [1, "x"], {"k": None}] and ds["d"][:] == [None, "2024-01-02", None]
     (tmp_path/"b.json").write_text('[{"a": "05"}, {"a": 12345678901234567890123}]')
     assert read_rows(tmp_path/"b.json")["a"][:] == ["05", "12345678901234567890123"]
-    (tmp_path/"c.tsv").write_text("q\tanswer\n\"a\tb\"\tNone\nx\t007\n")
-    assert read_rows(tmp_path/"c.tsv")[:] == dict(q=["a\tb", "x"], answer=["None", "007"])
+    (tmp_path/"c.tsv").write_text("q\tanswer\tn\n\"a\tb\"\tNone\t1.50\nx\t007\t02\n")
+    assert read_rows(tmp_path/"c.tsv")[:] == dict(q=["a\tb", "x"], answer=["None", "007"], n=["1.50", "02"])
 
 
 def test_folders_splits_and_configurations(tmp_path):
@@ -353,7 +362,7 @@ def test_wrong_places_are_told(tmp_path):
 def test_check_file_reports_what_training_would_meet(tmp_path, capsys, tiny):
     check_file(str(FIXTURES/"plain/faulty.jsonl"), model=str(tiny), max_prompt_tokens=60, skipped=str(tmp_path/"skipped.jsonl"))
     said = capsys.readouterr().out
-    for part in ("faulty.jsonl: columns, 3 problems of 13 rows", "3 bad image", "row 2: 'images/none.png' is missing", "experts: 2 of 3 (66.7%); right by the verifier: 1 of 2 (50.0%)", "read as: question from question",
+    for part in ("faulty.jsonl: columns, 3 problems of 13 rows", "left out: 10 rows: bad image 3, no answer 3", "row 2: 'images/none.png' is missing", "experts: 2 of 3 (66.7%); right by the verifier: 1 of 2 (50.0%)", "read as: question from question",
                  "prompts: ", "tokens", "the first problem, faulty-1", "columns: question, answer, image, expert, level, options", "skipped.jsonl"): assert part in said, part
     assert len((tmp_path/"skipped.jsonl").read_text().splitlines()) == 10
     check_file(str(FIXTURES/"mapped.csv"), map=CSV_MAP, limit=2)
