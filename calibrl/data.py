@@ -498,7 +498,7 @@ def _judge(problems, problem, tagged, wrong_expert, need_expert):
     problems.counts.update(experts=problem.expert is not None, verified=right, tagged=tagged and problem.expert is not None, boxed="\\boxed" in problem.question)
     return problem
 
-# %% ../nbs/00d_data.ipynb #f0c70250
+# %% ../nbs/00d_data.ipynb #7d4432ea
 def load_problems(
     source,                   # file, folder or hub id, as for `read_rows`; or a datasets.Dataset
     *,
@@ -516,6 +516,7 @@ def load_problems(
     "Problems to train on from any data set; a row that cannot be used is left out by name, or stops the reading."
     for k, v, known in (("on_bad", on_bad, ("skip", "fail")), ("wrong_expert", wrong_expert, ("keep", "drop", "skip"))):
         if v not in known: raise ValueError(f"{k} must be {' or '.join(known)}, not {v!r}")
+    if limit is not None and limit < 1: raise ValueError(f"limit must be at least 1, not {limit}")
     if max_prompt_tokens and processor is None: raise ValueError("max_prompt_tokens needs a processor to count with")
     processor, faults, files = getattr(processor, "processor", processor), {}, []
     ds = read_rows(source, split, name, faults, files)

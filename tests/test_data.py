@@ -149,6 +149,7 @@ def test_rows_are_counted_in_their_own_file(tmp_path, drawn):
 def test_nothing_usable_is_an_error_that_says_how_it_was_read(tmp_path):
     lines([dict(question="How long?", answer="", x=1)]*3, tmp_path/"a.jsonl")
     with pytest.raises(ValueError, match="none of its 3 rows can be used: no answer 3; row 1, .*read as columns, question=question, answer=answer"): load_problems(tmp_path/"a.jsonl")
+    with pytest.raises(ValueError, match="limit must be at least 1"): load_problems(tmp_path/"a.jsonl", limit=0)
     lines([dict(frage="How long?", x=1)], tmp_path/"b.jsonl")
     with pytest.raises(ValueError, match=r"b.jsonl: no column holds the question: .* the columns are frage, x"): load_problems(tmp_path/"b.jsonl")
 
@@ -166,6 +167,7 @@ def test_prompts_too_long_are_refused_not_cut(checkpoint):
     assert (encode(processor, few[0])["input_ids"] == processor.tokenizer.convert_tokens_to_ids("<|image_pad|>")).sum() == 9
     thin = dict(question="How long?", answer="4", images=[dict(bytes=png(Image.new("RGB", (3000, 4))), path=None)])
     assert of(rows[0], thin).kinds == {"bad image": 1}                                        # beyond what the processors take
+    assert of(rows[0], rows[0] | dict(question="What is <unk>?")).kinds == {} and of(rows[0], rows[0] | dict(question="What is <unk>?"), processor=processor).kinds == {"control token": 1}    # this tokenizer's own
     text = AutoProcessor.from_pretrained(checkpoint("qwen3"))
     with pytest.raises(ValueError, match="the model reads text only"): of(rows[0], processor=text)
     with pytest.raises(ValueError, match="needs a processor"): of(rows[0], max_prompt_tokens=10)
@@ -312,6 +314,9 @@ def test_folders_splits_and_configurations(tmp_path):
     assert [len(read_rows(FIXTURES/"hub", split=s, name=n)) for n in ("all", "easy") for s in ("train", "test")] == [5, 1, 2, 1] and len(read_rows(FIXTURES/"hub", name="easy")) == 2
     for how, said in ((dict(), "all.*easy"), (dict(name="hard"), "hard"), (dict(name="all", split="dev"), "dev")):
         with pytest.raises(ValueError, match=said): read_rows(FIXTURES/"hub", **how)
+    lines([dict(a=1)], tmp_path/"short/val.jsonl"); lines([dict(a=2)], tmp_path/"short/train.jsonl")
+    assert read_rows(tmp_path/"short", split="validation")["a"][:] == [1]
+    shutil.rmtree(tmp_path/"short")
     for name in ("train", "validation-0", "testmini", "other/test"): lines([dict(a=name)], tmp_path/f"{name}.jsonl")
     assert [read_rows(tmp_path, split=s)["a"][0] for s in (None, "train", "validation", "testmini", "test")] == ["train", "train", "validation-0", "testmini", "other/test"]
     with pytest.raises(ValueError, match="no split 'dev'; it has"): read_rows(tmp_path, split="dev")
