@@ -57,37 +57,39 @@ def _inside(path, root):
     if full.stat().st_size > _MAX_BYTES: raise ValueError(f"image {text[:200]!r} is larger than {_MAX_BYTES:,} bytes")
     return full
 
-# %% ../nbs/00d_data.ipynb #af84c25d
+# %% ../nbs/00d_data.ipynb #2a9fd8c6
 def as_images(
     value,        # PIL image, bytes, {"bytes", "path"}, a path or data: address, a list of these, or None
     root=None,    # folder that paths start from and may not leave; None: paths are your own and taken as they are
 )->tuple:         # PIL images in RGB, decoded
     "The pictures of one cell of a data set; ValueError with the reason if one is missing or broken."
     if value is None or value == "" or (isinstance(value, float) and math.isnan(value)): return ()
-    if isinstance(value, (list, tuple)): return tuple(im for v in value for im in as_images(v, root))
+    if isinstance(value, (list, tuple)):
+        if len(value) > 100: raise ValueError(f"image list has {len(value)} entries, more than 100")
+        return tuple(im for v in value for im in as_images(v, root))
     if isinstance(value, dict):
         inner = next((value[k] for k in ("bytes", "path", "image", "url") if value.get(k)), None)
         if inner is None: raise ValueError(f"image is a record without bytes or path: its keys are {', '.join(map(str, value)) or '(none)'}")
         return as_images(inner, root)
     if isinstance(value, Image.Image): return _decoded(value)
-    if isinstance(value, str) and value.startswith("data:"): value = _data_url(value)
+    if isinstance(value, str) and (value.startswith("data:") or len(value) > 1000): value = _base64(value)
     if isinstance(value, (str, os.PathLike)): value = _inside(value, root).read_bytes()
     if not isinstance(value, (bytes, bytearray)): raise ValueError(f"image is {type(value).__name__}, not a picture, bytes or path")
     return (_decode(bytes(value)),)
 
-# %% ../nbs/00d_data.ipynb #f4f146b6
+# %% ../nbs/00d_data.ipynb #5a114ec1
 def _decoded(im):
     "A PIL image that somebody else opened, perhaps without looking at its pixels."
     if math.prod(im.size) > MAX_PIXELS: raise ValueError(f"image has {im.width} x {im.height} pixels, more than {MAX_PIXELS:,}")
     try: return (_rgb(im),)
     except Exception as e: raise ValueError(f"image cannot be read: {str(e) or type(e).__name__}") from None
 
-def _data_url(text):
-    "The bytes of `data:image/png;base64,...`."
-    head, _, body = text.partition(",")
-    if not head.endswith(";base64"): raise ValueError(f"image is a data: address that is not base64: {text[:40]!r}")
+def _base64(text):
+    "The bytes of `data:image/png;base64,...`, or of the same without its head (no path is that long)."
+    head, _, body = text.rpartition(",")
+    if head and not head.endswith(";base64"): raise ValueError(f"image is a data: address that is not base64: {text[:40]!r}")
     try: return base64.b64decode(body, validate=True)
-    except ValueError: raise ValueError("image is a data: address with broken base64") from None
+    except ValueError: raise ValueError(f"image is neither a path nor base64: {text[:40]!r}") from None
 
 # %% ../nbs/00d_data.ipynb #3dde9057
 def _json_line(line):
@@ -153,7 +155,7 @@ def _undecoded(ds):
     info.features = D.Features(_bytes_only(ds.features))
     return D.Dataset(ds.data, info=info, split=ds.split, indices_table=ds._indices)
 
-# %% ../nbs/00d_data.ipynb #9f9df52f
+# %% ../nbs/00d_data.ipynb #5ed0c3b6
 def _read_file(path, kind):
     "One data set from one file that `datasets` reads."
     import datasets as D
@@ -176,7 +178,7 @@ def _read_files(paths, bad, files):
     try: return D.concatenate_datasets(parts) if len(parts) > 1 else parts[0]
     except Exception as e: raise ValueError(f"{paths[0]} and the {len(paths) - 1} files with it do not have the same columns: {_first(e)}") from None
 
-def _first(e): return (str(e.__cause__ or e).strip().splitlines() or [type(e).__name__])[0][:200]
+def _first(e): return " ".join(str(e.__cause__ or e).split())[:300].rstrip(".") or type(e).__name__
 
 # %% ../nbs/00d_data.ipynb #446a51aa
 _SPLIT = re.compile(r"(?:^|[/._ -])(train|testmini|test|validation|valid|val|dev)(?:ing)?(?=$|[/._ -]|\d)")
@@ -272,7 +274,7 @@ FORMATS = {    # name -> (columns that tell it, fields that it has elsewhere); t
     "TRL":        (("prompt",), dict(question="prompt")),
     "columns":    ((), {})}
 
-# %% ../nbs/00d_data.ipynb #79dd41e8
+# %% ../nbs/00d_data.ipynb #3113ee2b
 def parse_map(
     map,      # "question=problem,expert=solution", a dict, or None
 )->dict:      # field or tag -> column; "" switches a field off
@@ -284,7 +286,9 @@ def parse_map(
 
 def _has(features, column):
     "Whether a data set has a column; a dot goes into a record."
+    if column in features: return True
     for part in column.split("."):
+        if type(features).__name__ == "Json": return True                # records of several kinds: only the row can tell
         features = features.get(part) if isinstance(features, dict) else None
         if features is None: return False
     return True
@@ -353,7 +357,7 @@ def _answer(value, options=None):
     if len(text) > 1000: raise _Unusable("no answer", f"{len(text)} characters are no short answer, and no <answer>, \\boxed or #### ends them")
     return text
 
-# %% ../nbs/00d_data.ipynb #34670d81
+# %% ../nbs/00d_data.ipynb #6af27da9
 def _expert(value):
     "An expert's response as a text, or None."
     if isinstance(value, (list, tuple)): value = next((m for m in value if isinstance(m, dict) and m.get("role") == "assistant"), value[0] if value else None)
@@ -368,6 +372,8 @@ def _in_tags(text):
     if end is None: return text
     return f"{text}\n<answer>{end}</answer>" if "</think>" in text else f"<think>{text}</think><answer>{end}</answer>"
 
+def _bare(text): return re.sub(r"</?(?:think|answer)>|\\boxed|[{}$#\s.]", "", text)    # what is left without marks
+
 # %% ../nbs/00d_data.ipynb #f06753ff
 class _Cell:
     "Where the pictures of a problem are."
@@ -379,7 +385,7 @@ def _pictures(cell):
     try: return as_images(_get(cell.ds[cell.row], cell.column), cell.root)
     except ValueError as e: raise ValueError(f"{cell.where}: {e}") from None
 
-# %% ../nbs/00d_data.ipynb #afe0e97f
+# %% ../nbs/00d_data.ipynb #3fdca00e
 class FileProblem(Problem):
     "A problem whose pictures are decoded when they are asked for, and not kept."
     @property
@@ -397,6 +403,7 @@ class FileProblem(Problem):
 
 def _get(row, column):
     "The value of a column; a dot goes into a record."
+    if column in row: return row[column]
     for part in column.split("."): row = row.get(part) if isinstance(row, dict) else None
     return row
 
@@ -416,8 +423,18 @@ def _checked(problem, pictures, specials=()):
     except ValueError as e: raise _Unusable("no answer", str(e)) from None
     if not itself.correct: raise _Unusable("no answer", f"the verifier does not even accept {problem.answer[:60]!r} itself" + (f" among {len(problem.options)} options" if problem.options else ""))
 
-# %% ../nbs/00d_data.ipynb #0da9aaa0
-def _problem(ds, i, row, fields, root, where):
+# %% ../nbs/00d_data.ipynb #08ba263d
+def _sizes(value, roots):
+    "(folder, sizes of the pictures) from the first folder where they are whole; `_Unusable` with the reason of the first."
+    why = None
+    for root in roots:
+        try: sizes = [im.size for im in as_images(value, root)]
+        except ValueError as e: why = why or str(e).removeprefix("image "); continue
+        if thin := next((s for s in sizes if max(s) > 200*min(s)), None): raise _Unusable("bad image", f"{thin[0]} x {thin[1]} pixels: sides beyond 200 to 1, which Qwen's processors refuse")
+        return root, sizes
+    raise _Unusable("bad image", why)
+
+def _problem(ds, i, row, fields, roots, where):
     "The problem that row `i` holds and its pictures' sizes, or `_Unusable`."
     at = {f: _get(row, c) for f, c in fields.items()}
     bare = _get(row, "extra_info.question")                          # verl: the question without its own instruction
@@ -425,26 +442,28 @@ def _problem(ds, i, row, fields, root, where):
     if fields["question"] == "prompt" and isinstance(bare, str) and bare.strip() and bare.strip() in question: question = bare.strip()
     if not question: raise _Unusable("no question", "it is empty")
     options = at.get("options") or None
+    if isinstance(options, dict): options = {k: v for k, v in options.items() if v is not None} or None    # a table gives every row every row's letters
     if options is not None and not isinstance(options, (list, dict)): raise _Unusable("bad options", f"they are {type(options).__name__}, not a list")
     answer = at["answer"]
     if options and fields["answer"] == "label" and isinstance(answer, int): answer = chr(65 + answer)
-    expert = _expert(at.get("expert"))
-    try: sizes = [im.size for im in as_images(at.get("images"), root)]
-    except ValueError as e: raise _Unusable("bad image", str(e).removeprefix("image ")) from None
+    answer, expert = _answer(answer), _expert(at.get("expert"))
+    if expert and _bare(expert) == _bare(answer): expert = None       # TRL's solution may be no more than the answer: nothing is worked out
+    if "reward_model" in row and isinstance(_get(row, "pass_ratio"), (int, float)) and row["pass_ratio"] <= 0: expert = None    # as the authors' loader has it
+    root, sizes = _sizes(at.get("images"), roots)
     tags = {f: at[f] for f in fields if f not in NAMES and isinstance(at[f], (str, int, float)) and str(at[f]).strip()}
     name = str(at["id"]) if isinstance(at.get("id"), (str, int)) and str(at["id"]).strip() else f"{Path(str(where[0])).stem}-{where[1]}"
     cell = _Cell(ds, fields["images"], i, root, "{}, row {}".format(*where)) if sizes else ()
-    return FileProblem(question, _answer(answer), cell, expert and _in_tags(expert), options, name, tags), sizes, bool(expert) and _in_tags(expert) != expert
+    return FileProblem(question, answer, cell, expert and _in_tags(expert), options, name, tags), sizes, bool(expert) and _in_tags(expert) != expert
 
-# %% ../nbs/00d_data.ipynb #e78ab413
+# %% ../nbs/00d_data.ipynb #1edfd931
 class Problems(list):
-    "Problems from a file, with `format`, `fields`, `columns`, `counts` and `skipped`, a list of {file, row, id, kind, reason}."
+    "Problems from a file, with `format`, `fields`, `columns`, `counts` and `skipped`, a list of {file, row, kind, reason}."
     def __init__(self, source, format, fields, columns, files):
         super().__init__()
         self.files = files                                                # (file, its rows), one after the other
         self.source, self.format, self.fields, self.columns = str(source), format, fields, columns
-        self.counts = Counter(dict.fromkeys(("rows", "usable", "skipped", "experts", "verified", "tagged", "boxed"), 0))
-        self.skipped, self.sizes, self.lengths, self.ids = [], [], [], set()    # sizes of the pictures; prompt tokens, where a processor counted them
+        self.counts = Counter(dict.fromkeys(("rows", "usable", "skipped", "experts", "verified", "tagged", "boxed", "system"), 0))
+        self.skipped, self.notes, self.sizes, self.lengths, self.ids = [], [], [], [], set()    # sizes of the pictures; prompt tokens, where a processor counted them
 
     def where(self, i):
         "(file, row in it, from 1) of row `i` of all."
@@ -459,10 +478,12 @@ class Problems(list):
         "What was read, in a few lines."
         c, share = self.counts, lambda a, b: f"{a} of {b} ({100*a/b:.1f}%)" if b else "none"
         lines = [f"{self.source}: {self.format}, {c['usable']} problems of {c['rows']} rows"]
-        if c["skipped"]: lines.append(f"left out: {c['skipped']} rows, " + ", ".join(f"{n} {kind}" for kind, n in self.kinds.items()))
+        if c["skipped"]: lines.append(f"left out: {c['skipped']} rows: " + ", ".join(f"{kind} {n}" for kind, n in self.kinds.items()))
         lines.append(f"experts: {share(c['experts'], c['usable'])}; right by the verifier: {share(c['verified'], c['experts'])}" + (f"; {c['tagged']} were put into answer tags" if c["tagged"] else ""))
         if c["boxed"]: lines.append(f"note: {c['boxed']} questions ask for \\boxed{{}}, but the answer is read from <answer></answer>")
-        return "\n".join(lines)
+        if c["system"]: lines.append(f"note: {c['system']} system messages are left out: the prompt has this package's own instruction")
+        return "\n".join(lines + [f"note: {n}" for n in self.notes])
+    __repr__ = __str__
 
 # %% ../nbs/00d_data.ipynb #ed8fe14d
 _log = logging.getLogger("calibrl.data")
@@ -477,14 +498,14 @@ def _judge(problems, problem, tagged, wrong_expert, need_expert):
     problems.counts.update(experts=problem.expert is not None, verified=right, tagged=tagged and problem.expert is not None, boxed="\\boxed" in problem.question)
     return problem
 
-# %% ../nbs/00d_data.ipynb #dcb4f151
+# %% ../nbs/00d_data.ipynb #7d4432ea
 def load_problems(
     source,                   # file, folder or hub id, as for `read_rows`; or a datasets.Dataset
     *,
     map=None,                 # columns you name, "question=problem,expert=solution" or a dict; other names become tags
     split=None, name=None,    # split and configuration, where there are several
     limit=None,               # usable problems wanted; None: all
-    root=None,                # folder that picture paths start from (default: where the file is)
+    root=None,                # folder that picture paths start from (default: the file's own, then the source's)
     on_bad="skip",            # a row that cannot be used: "skip" or "fail"
     need_expert=False,        # a row without an expert cannot be used
     wrong_expert="keep",      # an expert that the verifier judges wrong: "keep" and count, "drop" (the problem stays), or "skip" the row
@@ -495,32 +516,37 @@ def load_problems(
     "Problems to train on from any data set; a row that cannot be used is left out by name, or stops the reading."
     for k, v, known in (("on_bad", on_bad, ("skip", "fail")), ("wrong_expert", wrong_expert, ("keep", "drop", "skip"))):
         if v not in known: raise ValueError(f"{k} must be {' or '.join(known)}, not {v!r}")
+    if limit is not None and limit < 1: raise ValueError(f"limit must be at least 1, not {limit}")
     if max_prompt_tokens and processor is None: raise ValueError("max_prompt_tokens needs a processor to count with")
     processor, faults, files = getattr(processor, "processor", processor), {}, []
     ds = read_rows(source, split, name, faults, files)
-    out = Problems(*_described(source, ds, map), files or [(source if isinstance(source, (str, os.PathLike)) else "data set", len(ds))])
-    root = _root(source) if root is None else Path(root).expanduser()
+    out = Problems(*_described(source, ds, map), files or [(source if isinstance(source, (str, os.PathLike)) else "dataset", len(ds))])
+    root = root if root is None else Path(root).expanduser()
     with open(skipped, "w", encoding="utf-8") if skipped else contextlib.nullcontext() as log:
-        for i in tqdm(range(len(ds)), desc="reading", delay=3, leave=False):
+        for i in tqdm(range(len(ds)), desc="reading", delay=3, leave=False, disable=None):
             if limit is not None and len(out) >= limit: break
             try: out.append(_usable(out, ds, i, faults, root, processor, max_prompt_tokens, need_expert, wrong_expert))
             except _Unusable as e: _leave_out(out, e, i, log, on_bad)
-    return _finished(out, skipped)
+    return _finished(out, skipped, root or _root(source))
 
-# %% ../nbs/00d_data.ipynb #d6cfcd25
+# %% ../nbs/00d_data.ipynb #a94b0ddf
 def _usable(out, ds, i, faults, root, processor, most, need_expert, wrong_expert):
     "Row `i` as a checked and counted problem, or `_Unusable`."
     out.counts["rows"] += 1
     if i + 1 in faults: raise _Unusable("unreadable line", faults[i + 1])
+    where = out.where(i)
+    roots = [root] if root is not None or not Path(where[0]).exists() else list(dict.fromkeys((Path(where[0]).parent, _root(out.source))))
     try:
         row = ds[i]
-        problem, sizes, tagged = _problem(ds, i, row, out.fields, root, out.where(i))
+        problem, sizes, tagged = _problem(ds, i, row, out.fields, roots, where)
         _checked(problem, len(sizes), getattr(getattr(processor, "tokenizer", processor), "all_special_tokens", ()))
         n = _prompt_tokens(processor, problem) if processor is not None else None
         if n and most and n > most: raise _Unusable("prompt too long", f"{n} tokens, more than {most}")
         problem = _judge(out, problem, tagged, wrong_expert, need_expert)
     except _Unusable: raise
     except Exception as e: raise _Unusable("unreadable row", f"{type(e).__name__}: {str(e)[:200]}") from e    # a value of a kind nobody thought of
+    asked = _get(row, out.fields["question"])
+    out.counts["system"] += isinstance(asked, list) and any(m.get("role") == "system" for m in asked)
     out.sizes += sizes
     if n: out.lengths.append(n)
     if problem.id in out.ids: problem = replace(problem, images=problem.__dict__["images"], id=f"{problem.id}-{i + 1}")
@@ -541,7 +567,7 @@ def _leave_out(out, e, i, log, on_bad):
     out.skipped.append(dict(file=file, row=row, kind=e.kind, reason=str(e)))
     if log: log.write(json.dumps(out.skipped[-1], ensure_ascii=False) + "\n"); log.flush()
 
-# %% ../nbs/00d_data.ipynb #39323d26
+# %% ../nbs/00d_data.ipynb #c4f8c939
 def _root(source):
     "The folder that picture paths of a source start from; None for the hub."
     if not isinstance(source, (str, os.PathLike)): return None
@@ -550,16 +576,18 @@ def _root(source):
 
 def _described(source, ds, map):
     "(source, format, fields, columns) of a data set."
-    source = str(source) if isinstance(source, (str, os.PathLike)) else "data set"
+    source = str(source) if isinstance(source, (str, os.PathLike)) else "dataset"
     if not len(ds): raise ValueError(f"{source} has no rows")
     try: return source, *detect(ds.features, map), list(ds.features)
     except ValueError as e: raise ValueError(f"{source}: {e}") from None
 
-def _finished(out, skipped):
+def _finished(out, skipped, root):
     "Say what was left out; an error if nothing is left."
     out.counts["usable"] = len(out)
     first = out.skipped[0] if out.skipped else None
-    if not out: raise ValueError(f"{out.source}: none of its {out.counts['rows']} rows can be used: " + ", ".join(f"{n} {k}" for k, n in out.kinds.items()) + f"; row {first['row']}, {first['reason']}; it was read as {out.format}, {', '.join(f'{f}={c}' for f, c in out.fields.items())}")
+    packed = sorted(p.name for p in Path(root).glob("*.zip")) if root and any("is missing" in s["reason"] for s in out.skipped) else ()
+    if packed: out.notes.append(f"pictures are missing, and {root} holds {', '.join(packed[:3])}: unpack it there")
+    if not out: raise ValueError(f"{out.source}: none of its {out.counts['rows']} rows can be used: " + ", ".join(f"{k} {n}" for k, n in out.kinds.items()) + f"; row {first['row']}, {first['reason']}; it was read as {out.format}, {', '.join(f'{f}={c}' for f, c in out.fields.items())}" + "".join(f"; {n}" for n in out.notes))
     if first: _log.warning("%s%s", out, f"\nevery row left out, with its reason: {skipped}" if skipped else f"\nthe first: row {first['row']}, {first['reason']}")
     elif out.counts["verified"] < out.counts["experts"]: _log.warning("%s", out)
     return out
