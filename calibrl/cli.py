@@ -6,8 +6,9 @@
 __all__ = ['MAY_CHANGE', 'LOGS', 'TRACKERS', 'COMMANDS', 'run_folder', 'other_options', 'find_run', 'lock', 'locked', 'table',
            'tidy', 'read_lines', 'append', 'write_row', 'go_on', 'save_state', 'save_adapter', 'asked_to_stop',
            'status', 'check_tracker', 'tracking', 'write_report', 'run', 'exam', 'compare_exams', 'compare_by', 'demo',
-           'report', 'train', 'check_writable', 'claim', 'finish', 'join_processes', 'report_run', 'evaluate', 'bench',
-           'adapter_folder', 'model_path', 'training_problems', 'make_parser', 'main', 'versions', 'usage', 'quiet']
+           'report', 'train', 'start', 'check_writable', 'claim', 'finish', 'join_processes', 'report_run', 'evaluate',
+           'bench', 'adapter_folder', 'model_path', 'training_problems', 'make_parser', 'main', 'versions', 'usage',
+           'quiet']
 
 # %% ../nbs/06_cli.ipynb #cf5c2894
 import argparse, base64, contextlib, importlib.util, inspect, io, json, logging, math, os, shutil, signal, sys, threading, time
@@ -324,6 +325,7 @@ def train(model:str="tiny",        # save_pretrained folder or hub id; "tiny" is
           data:str="geometry",     # training problems: "geometry", the embedded world, a file or a hub data set
           map:str=None,            # columns of the data, such as question=problem,expert=solution (default: as the data names them)
           on_bad:str="skip",       # what to do with a row that cannot be used: skip or fail
+          max_prompt_tokens:int=None,    # a longer prompt cannot be used; counted before the start (default: no limit, no count)
           out:str=None,            # run folder; one that holds this run unfinished goes on (default: runs/train, then runs/train-2, ...)
           config:str=None,         # TOML file with any option of `calibrl.train.Config`; the options below win over it
           preset:str=None,         # demo, paper or single-gpu, under the file (default: demo)
@@ -338,26 +340,36 @@ def train(model:str="tiny",        # save_pretrained folder or hub id; "tiny" is
           lr:float=None,           # learning rate (default: 0.0005)
           prompts:int=None,        # problems a step (default: 16)
           responses:int=None,      # responses a problem (default: 8)
+          mini_batches:int=None,   # updates a step (default: 2)
           max_new_tokens:int=None, # longer responses are truncated (default: 64)
           sample_prompts:int=None, # problems sampled at once (default: all that a process has of a step)
           save_every:int=None,     # steps between checkpoints (default: 10)
           tracker:str=None,        # tensorboard, trackio or wandb, beside metrics.jsonl (default: none)
          ):
     "Train an adapter on any image-text-to-text model; the same command goes on where a stopped run was. Leaves metrics.jsonl, report.html, checkpoints/ and adapter/."
-    from calibrl import train as T
     options = locals()
-    cfg = T.load_config(config, preset, **{f.name: options[f.name] for f in fields(T.Config) if f.name in options})
+    from calibrl.train import Config, load_config
+    cfg = load_config(config, preset, **{f.name: options[f.name] for f in fields(Config) if f.name in options})
     check_tracker(tracker)
+    start(out, cfg, {k: options[k] for k in ("model", "adapter", "data", "map", "on_bad", "max_prompt_tokens", "bits", "lora_rank")}, tracker)
+
+# %% ../nbs/06_cli.ipynb #9d2f0c10
+def start(out, cfg,
+          about:dict,      # what else decides the run: model, adapter, data, map, on_bad, max_prompt_tokens, bits, lora_rank
+          tracker=None,
+         ):
+    "Find the run folder, load what is needed, train, report; in several processes, the first one writes."
+    from calibrl import train as T
     device, first = join_processes(), T.processes()[0] == 0
-    about = {k: options[k] for k in ("model", "adapter", "data", "map", "on_bad", "bits", "lora_rank")}
     out, state = T.gathered(find_run(out, "train", cfg, about) if first else None)[0]
     if state == "finished": print(f"{out} is finished: {cfg.steps} steps; nothing to do. To look at: {out/'report.html'}"); return
     if state == "unfinished": check_writable(out)
-    problems, path = training_problems(data, cfg.seed, map, on_bad, max(1, cfg.steps*cfg.prompts)), model_path(model, adapter)
+    path = model_path(about["model"], about["adapter"])
+    problems = training_problems(about["data"], cfg.seed, about["map"], about["on_bad"], about["max_prompt_tokens"] and (path, about["max_prompt_tokens"]), max(1, cfg.steps*cfg.prompts))
     from calibrl.rollout import Policy
-    policy = Policy.from_pretrained(path, bits=bits, lora_rank=lora_rank, adapter=adapter and adapter_folder(adapter), seed=cfg.seed, device=device)
-    held = claim(out, state, cfg, about) if first else None
-    T.gathered(None)
+    policy = Policy.from_pretrained(path, bits=about["bits"], lora_rank=about["lora_rank"], adapter=about["adapter"] and adapter_folder(about["adapter"]), seed=cfg.seed, device=device)
+    held = claim(out, state, cfg, about, problems) if first else None
+    T.gathered(None)                                                    # the others wait for the folder
     try: rows = run(policy, problems, cfg, out, tracker)
     except OSError as e: raise OSError(f"{e}; what was saved before stays in {out}: put it right and give the same command again") from None
     if first: finish(out, rows)
@@ -370,13 +382,14 @@ def check_writable(out):
         (out/".probe").unlink()
     except OSError as e: raise OSError(f"{out} cannot be written to ({e.strerror}): give another --out, or make it writable") from None
 
-def claim(out, state, cfg, about):
-    "Make and lock the run folder; a new run's configuration is written there. Returns the lock, to be kept."
-    from calibrl.train import checkpoints, save_config
+def claim(out, state, cfg, about, problems=()):
+    "Make and lock the run folder; a new run's configuration is written there, and which rows of the data were left out. Returns the lock, to be kept."
+    from calibrl.train import checkpoints, save_config, write_whole
     try: out.mkdir(parents=True, exist_ok=True)
     except OSError as e: raise OSError(f"{out} cannot be made ({e.strerror}): give another --out") from None
     check_writable(out)
     held = lock(out)
+    if skipped := getattr(problems, "skipped", None): write_whole(out/"skipped.jsonl", "".join(json.dumps(tidy(s)) + "\n" for s in skipped))
     if state == "new": save_config(cfg, out/"config.toml", **about, **versions())
     else:
         print(f"{out} holds this run, unfinished: going on from {([p.name for p in checkpoints(out/'checkpoints')] or ['the beginning'])[-1]}")
@@ -464,13 +477,20 @@ def model_path(model, adapter=None):
     torch.set_num_threads(1)            # too small to gain from more, and sums come out alike on any number of cores
     return tiny_checkpoint()
 
-def training_problems(data, seed=0, map=None, on_bad="skip", need=1500)->list:
+def training_problems(data, seed=0, map=None, on_bad="skip",
+                      limit=None,      # (model, most tokens of a prompt)
+                      need=1500,       # how many drawn problems a run can use
+                     )->list:
     "The problems to train on: drawn ones, or those of a file or data set."
     if data == "geometry":
         from calibrl.geometry import problems
         return problems(min(1500, need), split="train", seed=seed)
     from calibrl.data import load_problems
-    return load_problems(data, map=map, on_bad=on_bad)
+    from transformers import AutoProcessor
+    found = load_problems(data, map=map, on_bad=on_bad, **({"processor": AutoProcessor.from_pretrained(limit[0]), "max_prompt_tokens": limit[1]} if limit else {}))
+    print(found)
+    if not found: raise ValueError(f"--data {data}: no row can be used; calibrl data check says why")
+    return found
 
 # %% ../nbs/06_cli.ipynb #aec4783e
 COMMANDS = {"demo": demo, "train": train, "report": report_run, "eval": evaluate, "bench": bench}
