@@ -151,8 +151,8 @@ def asked_to_stop():
     "Within, the first SIGINT or SIGTERM is put into the list that this gives; the second SIGINT is a KeyboardInterrupt again."
     asked = []
     def ask(sig, frame):
-        if asked: raise KeyboardInterrupt
-        asked.append(sig); print("\ncalibrl: finishing this step, then saving; once more to stop at once", file=sys.stderr, flush=True)
+        if asked and sig == signal.SIGINT: raise KeyboardInterrupt
+        asked.append(sig); os.write(2, b"\ncalibrl: finishing this step, then saving; Ctrl-C once more to stop at once\n")      # print is not safe in a handler
     main = threading.current_thread() is threading.main_thread()
     old = {s: signal.signal(s, ask) for s in (signal.SIGINT, signal.SIGTERM)} if main else {}
     try: yield asked

@@ -430,7 +430,10 @@ def checkpoints(folder)->list:
 
 def best_checkpoint(folder):
     "The checkpoint with the highest `score` (the newest of equals), or None."
-    return max(checkpoints(folder), key=lambda p: (json.loads((p/"state.json").read_text()).get("score", -math.inf), int(p.name[5:])), default=None)
+    def score(path):
+        try: return json.loads((path/"state.json").read_text())["score"]
+        except (OSError, ValueError, KeyError): return -math.inf
+    return max(checkpoints(folder), key=lambda p: (score(p), int(p.name[5:])), default=None)
 
 def prune(folder, keep:int):
     "Delete all checkpoints but the newest `keep` and the best."
