@@ -136,9 +136,8 @@ def micro_batches(policy:Policy,
                   ro:Rollouts,
                   which:list,        # indices of the groups to split
                   budget:int,        # tokens, padding included; a group that is larger stands alone
-                 )->list:            # lists of indices, of this process's part
+                 )->list:            # lists of indices
     "Split groups into runs whose packed rows hold at most `budget` tokens."
-    which = part_of(which)
     prompt = {g: encode(policy.processor, ro.problems[g])["input_ids"].shape[1] for g in which}
     longest = {g: max(map(len, ro.grouped[g])) for g in which}
     size = lambda gs: len(gs)*(max(prompt[g] for g in gs) + ro.n*max(longest[g] for g in gs))
@@ -270,7 +269,7 @@ def train_step(policy:Policy,             # samples and trains
     for mini in torch.arange(len(ro.problems)).chunk(cfg.mini_batches):
         whole, total = ro.groups(mini.tolist()), {}
         optimizer.zero_grad()
-        for micro in micro_batches(policy, ro, mini.tolist(), cfg.micro_tokens):
+        for micro in micro_batches(policy, ro, part_of(mini.tolist()), cfg.micro_tokens):
             mb = ro.groups(micro)
             logp = F.pad(x := policy.logps(mb.problems, mb.grouped, cfg.temperature).logp, (0, mb.mask.shape[1] - x.shape[1]))     # to the T of the whole step
             loss, metrics = watched(objective)(logp, mb.old_logp, mb.expert_logp, adv[micro].flatten(), mb.correct, mb.mask,
@@ -431,7 +430,10 @@ def checkpoints(folder)->list:
 
 def best_checkpoint(folder):
     "The checkpoint with the highest `score` (the newest of equals), or None."
-    return max(checkpoints(folder), key=lambda p: (json.loads((p/"state.json").read_text()).get("score", -math.inf), int(p.name[5:])), default=None)
+    def score(path):
+        try: return json.loads((path/"state.json").read_text())["score"]
+        except (OSError, ValueError, KeyError): return -math.inf
+    return max(checkpoints(folder), key=lambda p: (score(p), int(p.name[5:])), default=None)
 
 def prune(folder, keep:int):
     "Delete all checkpoints but the newest `keep` and the best."
