@@ -316,13 +316,13 @@ def published(names)->list:
     keep = [n for n in columns(PUBLISHED)[2:] if n in names]
     return [{k: v for k, v in r.items() if k in ("published", "method", *keep)} for r in PUBLISHED] if keep else []
 
-# %% ../nbs/03_eval.ipynb #ce6361e9
+# %% ../nbs/03_eval.ipynb #b8f88e39
 _CSS = """:root{color-scheme:light dark;--line:#8884;--bad:#b3261e;--good:#1b7f3b;--part:#9a6700}@media(prefers-color-scheme:dark){:root{--bad:#ff8a80;--good:#7bd88f;--part:#ffd166}}
 body{font:16px/1.5 system-ui,sans-serif;max-width:70rem;margin:0 auto;padding:1rem}h1{margin:.5rem 0}table{border-collapse:collapse;font-size:.9rem}th,td{padding:.25rem .6rem;border-bottom:1px solid var(--line);text-align:left;vertical-align:top}
 .s{white-space:nowrap}.wide{overflow-x:auto}details{margin:.5rem 0}summary{cursor:pointer}.bar{position:sticky;top:0;display:flex;flex-wrap:wrap;gap:.5rem;align-items:center;padding:.6rem 0;background:Canvas;border-bottom:1px solid var(--line);z-index:1}
 .bar select,.bar input{font:inherit;padding:.3rem;max-width:100%}.card{display:grid;grid-template-columns:minmax(0,14rem) minmax(0,1fr);gap:1rem;padding:1rem 0;border-bottom:1px solid var(--line)}.card[hidden]{display:none}
 .card img{width:min(100%,14rem);background:#fff;border:1px solid var(--line);margin-bottom:.4rem}.q{white-space:pre-wrap;overflow-wrap:anywhere}pre{white-space:pre-wrap;overflow-wrap:anywhere;margin:.3rem 0;padding:.5rem;background:#8881;font-size:.85rem}
-.small{font-size:.85rem;opacity:.8}.wrong{color:var(--bad)}.right{color:var(--good)}.mixed{color:var(--part)}ul.a{list-style:none;margin:.3rem 0;padding:0}li{overflow-wrap:anywhere}@media(max-width:40rem){.card{grid-template-columns:1fr}.card img{width:10rem}}"""
+.small{font-size:.85rem;opacity:.8;margin:.3rem 0}.wrong{color:var(--bad)}.right{color:var(--good)}.mixed{color:var(--part)}ul.a{list-style:none;margin:.3rem 0;padding:0}li{overflow-wrap:anywhere}@media(max-width:40rem){.card{grid-template-columns:1fr}.card img{width:10rem}.bar{position:static}}"""
 _JS = """const $=s=>document.querySelector(s),cards=[...document.querySelectorAll('.card')];
 function show(){const b=$('#b').value,v=$('#v').value,t=$('#t').value.toLowerCase();let n=0;
 for(const c of cards){const ok=(!b||c.dataset.b===b)&&(!v||c.dataset.v===v)&&(!t||c.textContent.toLowerCase().includes(t));c.hidden=!ok;n+=ok}
@@ -343,7 +343,7 @@ def _picture(path, folder):
     if Path(folder).resolve() not in file.parents or not file.is_file(): return '<p class="small">(picture missing)</p>'
     return f'<img alt="image of the question" src="data:image/jpeg;base64,{base64.b64encode(file.read_bytes()).decode()}">'
 
-# %% ../nbs/03_eval.ipynb #2a358c5e
+# %% ../nbs/03_eval.ipynb #42fd1727
 def _card(r, folder):
     "One problem with its answers."
     e, v = (lambda x: html.escape(str(x), quote=True)), verdict(r)
@@ -356,9 +356,10 @@ def _card(r, folder):
     about = lambda how, formed, cut: "; ".join(x for x in (how, "" if formed else "not in the asked form", "truncated" if cut else "") if x)
     each = zip(r["answers"], r["correct"], map(about, r.get("how", [""]*r["k"]), r["formatted"], r.get("truncated", [False]*r["k"])))
     answers = "".join(f'<li>{mark[bool(c)]} <code>{e("(no answer)" if a is None else a)}</code> <span class="small">{e(why)}</span></li>' for a, c, why in each)
+    if (g := r.get("greedy")): answers += f'<li>{mark[bool(g["correct"])]} <code>{e("(no answer)" if g["answer"] is None else g["answer"])}</code> <span class="small">greedy</span></li>'
     texts, what = "".join(f"<pre>{e(t)}</pre>" for t in r["responses"]), "Response" if r["k"] == 1 else f"{r['k']} responses"
     truth = f'<p>Truth: <b>{e(r["answer"])}</b> <span class="small">rule {e(r.get("rule", "verifier"))}</span></p>'
-    return f'{head}<div class="q">{e(r["question"])}{options}</div>{truth}<ul class="a">{answers}</ul><details><summary>{what}</summary>{texts}</details></div></article>'
+    return f'{head}<div class="q">{e(r["question"].replace("<image>", "[image] "))}{options}</div>{truth}<ul class="a">{answers}</ul><details><summary>{what}</summary>{texts}</details></div></article>'
 
 # %% ../nbs/03_eval.ipynb #5aec9efa
 def conditions(rows:list)->str:
