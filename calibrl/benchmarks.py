@@ -263,7 +263,7 @@ def mathverse(r):
     return dict(question=stem or need(r, "query_wo"), answer=plain(need(r, "answer")), options=options or None, images=r.get("image"), id=r.get("sample_index"),
                 tags=tags(problem_version=r.get("problem_version"), question_type=r.get("question_type"), subject=meta.get("subject"), subfield=meta.get("subfield"), problem_index=r.get("problem_index")))
 
-# %% ../nbs/03a_benchmarks.ipynb #505049c3
+# %% ../nbs/03a_benchmarks.ipynb #1e62094b
 def mathvision(r):
     options = text_list(r.get("options"))
     options = None if [o.strip() for o in options] == list("ABCDE")[:len(options)] else options                # letters stand in the image
@@ -291,8 +291,8 @@ def wemath(r):
 
 def dynamath_row(r):
     hint = {"float": "\nGive the number to three decimal places.", "multiple choice": "\nAnswer with the letter of the right choice."}.get(r.get("answer_type"), "")
-    return dict(question=need(r, "question") + hint, answer=plain(need(r, "ground_truth", "answer")), images=first(r, "decoded_image", "image"), id=f"{first(r, 'question_id', 'qid', 'id')}-{r.get('variant', r.get('varid', r.get('id')))}",
-                tags=tags(rule="dynamath", answer_type=r.get("answer_type"), group=first(r, "question_id", "qid", "id"), subject=r.get("subject"), level=first(r, "knowledge_level", "level")))
+    return dict(question=need(r, "question") + hint, answer=plain(need(r, "ground_truth", "answer")), images=first(r, "decoded_image", "image"), id=f"{first(r, 'qid', 'id')}-{first(r, 'variant', 'varid', 'question_id')}",
+                tags=tags(rule="dynamath", answer_type=r.get("answer_type"), group=first(r, "qid", "id"), subject=r.get("subject"), level=first(r, "knowledge_level", "level")))
 
 def logicvista(r):
     return dict(question=need(r, "question"), answer=plain(need(r, "answer")), images=r.get("image"), id=first(r, "question_id", "id"), tags=tags(rule="letters", skill=", ".join(text_list(r.get("skill"))), broad=", ".join(text_list(r.get("broad_capability")))))

@@ -500,12 +500,14 @@ def eval_folder(out, settings:dict)->Path:
     return Path(out)
 
 def show_figures(figures:list, k:int):
-    "Print the table, and below it what only some benchmarks report."
+    "Print the table, and below it what only some benchmarks report and what to know before comparing."
+    from calibrl.eval import BENCHMARKS
     common = ["benchmark", "n", "of", "accuracy", "95% interval", *(["greedy", f"maj@{k}"] if k > 1 else []), f"pass@{k}", "formatted", "truncated", "tokens", "unusable"]
     print(table([{c: r.get(c) for c in common} for r in figures]))
     for r in figures:
         more = [f"{c} {100*v:.1f}%" if isinstance(v, float) else f"{c} {v}" for c, v in r.get("further", {}).items()]
         if more: print(f"{r['benchmark']}: {', '.join(more)}")
+        if BENCHMARKS[r["benchmark"]].note: print(f"{r['benchmark']}: {BENCHMARKS[r['benchmark']].note}")
 
 # %% ../nbs/06_cli.ipynb #0dc80bc6
 def bench(out:str=None,            # folder for bench.json and bench.png (default: runs/bench, then runs/bench-2, ...)

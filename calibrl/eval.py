@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['PUBLISHED', 'pass_at_k', 'group_answers', 'majority', 'grade', 'ask', 'evaluate', 'wilson', 'interval', 'bootstrap',
-           'summary', 'mcnemar', 'paired', 'read_answers', 'batch_end', 'answer_batch', 'thumbnails', 'run_benchmark',
+           'summary', 'mcnemar', 'paired', 'read_answers', 'next_batch', 'answer_batch', 'thumbnails', 'run_benchmark',
            'figures', 'breakdowns', 'rules_used', 'columns', 'shown', 'to_markdown', 'to_csv', 'published', 'verdict',
-           'report_html', 'to_lmms', 'from_lmms', 'write_results']
+           'conditions', 'report_html', 'to_lmms', 'from_lmms', 'write_results']
 
 # %% ../nbs/03_eval.ipynb #25a2a0d9
 import base64, csv, hashlib, html, io, json, math, os
@@ -162,7 +162,7 @@ def paired(first:list, second:list)->dict:
     if {*a, *b} <= {0., 1.}: out |= {"only first": sum(x > y for x, y in zip(a, b)), "only second": sum(y > x for x, y in zip(a, b))}; out["p"] = mcnemar(out["only first"], out["only second"])
     return out
 
-# %% ../nbs/03_eval.ipynb #498c0ae7
+# %% ../nbs/03_eval.ipynb #97ac0024
 def read_answers(path,              # a JSONL file of graded rows
                  mend=False,        # cut off a last line that was not finished
                 )->list:
@@ -179,47 +179,45 @@ def read_answers(path,              # a JSONL file of graded rows
         except json.JSONDecodeError as e: raise ValueError(f"{path}, line {n}: no JSON ({e}); delete the line to go on") from None
     return rows
 
-def batch_end(policy, problems,      # what is asked
-              start:int,             # first problem of the batch
-              k:int, max_new_tokens:int,
-              budget:int,            # prompt and response tokens in flight, padding included
-             )->int:                 # one past the batch's last problem
-    "How many problems fit a token budget; at least one."
-    longest, i = 0, start
-    while i < len(problems):
-        try: longest = max(longest, encode(policy.processor, problems[i])["input_ids"].shape[1])
-        except ValueError: pass                                                     # will be reported when it is its turn
-        if i > start and (i - start + 1)*(longest + k*max_new_tokens) > budget: break
-        i += 1
-    return i
+def next_batch(policy, problems,      # what is asked
+               start:int,             # first problem of the batch
+               k:int, max_new_tokens:int,
+               budget:int,            # prompt and response tokens in flight, padding included
+               stop=None,             # where the batch ends, if that is known already
+              )->dict:                # number of the problem -> the problem, or the reason why it cannot be used
+    "The problems that fit a token budget, at least one; each made and measured once."
+    longest, batch = 0, {}
+    for i in range(start, len(problems) if stop is None else stop):
+        try: p = problems[i]; longest = max(longest, encode(policy.processor, p)["input_ids"].shape[1])
+        except ValueError as e: p = str(e)
+        if stop is None and batch and (len(batch) + 1)*(longest + k*max_new_tokens) > budget: break
+        batch[i] = p
+    return batch
 
-# %% ../nbs/03_eval.ipynb #786878eb
-def answer_batch(policy, problems, start, stop, k, temperature, max_new_tokens, seed, lenient, greedy, images)->list:
-    "Rows of problems start to stop; one that cannot be used gets a row with the reason."
-    good, rows = {}, {}
-    for i in range(start, stop):
-        try: p = problems[i]; encode(policy.processor, p); good[i] = p
-        except ValueError as e: rows[i] = {"index": i, "error": str(e)}
-    asked = list(good.values())
+# %% ../nbs/03_eval.ipynb #8d09383c
+def answer_batch(policy, batch, k, temperature, max_new_tokens, seed, lenient, greedy, images)->list:
+    "Rows of a batch; a problem that cannot be used gets a row with the reason."
+    good = {i: p for i, p in batch.items() if not isinstance(p, str)}
+    rows, asked, start = {i: {"index": i, "error": p} for i, p in batch.items() if i not in good}, list(good.values()), min(batch)
     if asked:
         first = ask(policy, asked, k, temperature, max_new_tokens, seed*1_000_003 + start, lenient)
         best = ask(policy, asked, 1, 0., max_new_tokens, 0, lenient) if greedy and k > 1 else None
         for n, (i, p) in enumerate(good.items()):
             rows[i] = {"index": i} | first[n] | {"images": thumbnails(p, images, i)}
             if best: rows[i]["greedy"] = {key: best[n][many][0] for key, many in dict(response="responses", answer="answers", correct="correct", formatted="formatted", length="lengths", truncated="truncated").items()}
-    return [rows[i] for i in range(start, stop)]
+    return [rows[i] for i in batch]
 
-def thumbnails(problem, folder, index, size=320)->list:
+def thumbnails(problem, folder, index, size=480)->list:
     "Small copies of a problem's images in a folder; returns their paths from the folder above."
     if folder is None: return []
     folder = Path(folder); folder.mkdir(parents=True, exist_ok=True)
     out = []
     for j, im in enumerate(problem.images):
         small = im.convert("RGB"); small.thumbnail((size, size))
-        small.save(folder/f"{index}-{j}.png", optimize=True); out.append(f"{folder.parent.name}/{folder.name}/{index}-{j}.png")
+        small.save(folder/f"{index}-{j}.jpg", quality=85); out.append(f"{folder.parent.name}/{folder.name}/{index}-{j}.jpg")
     return out
 
-# %% ../nbs/03_eval.ipynb #58aa4966
+# %% ../nbs/03_eval.ipynb #c84b1257
 def run_benchmark(policy:Policy,
                   problems,              # a list, or `Problems` that are made one by one
                   path,                  # JSONL file that rows are appended to, and that a second start goes on with
@@ -241,11 +239,11 @@ def run_benchmark(policy:Policy,
     start = 0
     with open(path, "a", encoding="utf-8") as f, tqdm(total=len(problems), initial=len(done), desc=name, disable=None if progress else True, leave=False) as bar:
         while start < len(problems):
-            stop = done[start]["batch"][1] if start in done else batch_end(policy, problems, start, k, max_new_tokens, budget)
-            known = next((done[i] for i in range(start, stop) if i in done), None)
-            if known: stop = known["batch"][1]
-            if any(i not in done for i in range(start, stop)):
-                for r in answer_batch(policy, problems, start, stop, k, run["temperature"], max_new_tokens, seed, lenient, run["greedy"], images):
+            stop = done[start]["batch"][1] if start in done else None
+            if stop is None or any(i not in done for i in range(start, stop)):
+                batch = next_batch(policy, problems, start, k, max_new_tokens, budget, stop)
+                stop = max(batch) + 1
+                for r in answer_batch(policy, batch, k, run["temperature"], max_new_tokens, seed, lenient, run["greedy"], images):
                     if r["index"] in done: continue
                     done[r["index"]] = {"benchmark": name} | r | {"batch": [start, stop], "run": run}
                     f.write(json.dumps(done[r["index"]], ensure_ascii=False) + "\n"); f.flush(); bar.update()
@@ -318,13 +316,13 @@ def published(names)->list:
     keep = [n for n in columns(PUBLISHED)[2:] if n in names]
     return [{k: v for k, v in r.items() if k in ("published", "method", *keep)} for r in PUBLISHED] if keep else []
 
-# %% ../nbs/03_eval.ipynb #98c6d9fa
+# %% ../nbs/03_eval.ipynb #b8f88e39
 _CSS = """:root{color-scheme:light dark;--line:#8884;--bad:#b3261e;--good:#1b7f3b;--part:#9a6700}@media(prefers-color-scheme:dark){:root{--bad:#ff8a80;--good:#7bd88f;--part:#ffd166}}
 body{font:16px/1.5 system-ui,sans-serif;max-width:70rem;margin:0 auto;padding:1rem}h1{margin:.5rem 0}table{border-collapse:collapse;font-size:.9rem}th,td{padding:.25rem .6rem;border-bottom:1px solid var(--line);text-align:left;vertical-align:top}
 .s{white-space:nowrap}.wide{overflow-x:auto}details{margin:.5rem 0}summary{cursor:pointer}.bar{position:sticky;top:0;display:flex;flex-wrap:wrap;gap:.5rem;align-items:center;padding:.6rem 0;background:Canvas;border-bottom:1px solid var(--line);z-index:1}
 .bar select,.bar input{font:inherit;padding:.3rem;max-width:100%}.card{display:grid;grid-template-columns:minmax(0,14rem) minmax(0,1fr);gap:1rem;padding:1rem 0;border-bottom:1px solid var(--line)}.card[hidden]{display:none}
-.card img{max-width:100%;background:#fff;border:1px solid var(--line);margin-bottom:.4rem}.q{white-space:pre-wrap;overflow-wrap:anywhere}pre{white-space:pre-wrap;overflow-wrap:anywhere;margin:.3rem 0;padding:.5rem;background:#8881;font-size:.85rem}
-.small{font-size:.85rem;opacity:.8}.wrong{color:var(--bad)}.right{color:var(--good)}.mixed{color:var(--part)}ul.a{list-style:none;margin:.3rem 0;padding:0}li{overflow-wrap:anywhere}@media(max-width:40rem){.card{grid-template-columns:1fr}.card img{max-width:12rem}}"""
+.card img{width:min(100%,14rem);background:#fff;border:1px solid var(--line);margin-bottom:.4rem}.q{white-space:pre-wrap;overflow-wrap:anywhere}pre{white-space:pre-wrap;overflow-wrap:anywhere;margin:.3rem 0;padding:.5rem;background:#8881;font-size:.85rem}
+.small{font-size:.85rem;opacity:.8;margin:.3rem 0}.wrong{color:var(--bad)}.right{color:var(--good)}.mixed{color:var(--part)}ul.a{list-style:none;margin:.3rem 0;padding:0}li{overflow-wrap:anywhere}@media(max-width:40rem){.card{grid-template-columns:1fr}.card img{width:10rem}.bar{position:static}}"""
 _JS = """const $=s=>document.querySelector(s),cards=[...document.querySelectorAll('.card')];
 function show(){const b=$('#b').value,v=$('#v').value,t=$('#t').value.toLowerCase();let n=0;
 for(const c of cards){const ok=(!b||c.dataset.b===b)&&(!v||c.dataset.v===v)&&(!t||c.textContent.toLowerCase().includes(t));c.hidden=!ok;n+=ok}
@@ -343,9 +341,9 @@ def _picture(path, folder):
     "An image file of the report's folder as a data address; nothing where it is missing or lies elsewhere."
     file = (Path(folder)/path).resolve()
     if Path(folder).resolve() not in file.parents or not file.is_file(): return '<p class="small">(picture missing)</p>'
-    return f'<img alt="image of the question" src="data:image/png;base64,{base64.b64encode(file.read_bytes()).decode()}">'
+    return f'<img alt="image of the question" src="data:image/jpeg;base64,{base64.b64encode(file.read_bytes()).decode()}">'
 
-# %% ../nbs/03_eval.ipynb #609a8801
+# %% ../nbs/03_eval.ipynb #42fd1727
 def _card(r, folder):
     "One problem with its answers."
     e, v = (lambda x: html.escape(str(x), quote=True)), verdict(r)
@@ -358,9 +356,19 @@ def _card(r, folder):
     about = lambda how, formed, cut: "; ".join(x for x in (how, "" if formed else "not in the asked form", "truncated" if cut else "") if x)
     each = zip(r["answers"], r["correct"], map(about, r.get("how", [""]*r["k"]), r["formatted"], r.get("truncated", [False]*r["k"])))
     answers = "".join(f'<li>{mark[bool(c)]} <code>{e("(no answer)" if a is None else a)}</code> <span class="small">{e(why)}</span></li>' for a, c, why in each)
+    if (g := r.get("greedy")): answers += f'<li>{mark[bool(g["correct"])]} <code>{e("(no answer)" if g["answer"] is None else g["answer"])}</code> <span class="small">greedy</span></li>'
     texts, what = "".join(f"<pre>{e(t)}</pre>" for t in r["responses"]), "Response" if r["k"] == 1 else f"{r['k']} responses"
     truth = f'<p>Truth: <b>{e(r["answer"])}</b> <span class="small">rule {e(r.get("rule", "verifier"))}</span></p>'
-    return f'{head}<div class="q">{e(r["question"])}{options}</div>{truth}<ul class="a">{answers}</ul><details><summary>{what}</summary>{texts}</details></div></article>'
+    return f'{head}<div class="q">{e(r["question"].replace("<image>", "[image] "))}{options}</div>{truth}<ul class="a">{answers}</ul><details><summary>{what}</summary>{texts}</details></div></article>'
+
+# %% ../nbs/03_eval.ipynb #5aec9efa
+def conditions(rows:list)->str:
+    "A sentence on how the answers were made and what the columns mean."
+    r = next((r for r in rows if "error" not in r), {"k": 1})
+    run, k = r.get("run", {}), r["k"]
+    said = ", ".join(f"{key} {run[key]}" for key in ("temperature", "max_new_tokens", "seed") if key in run)
+    many = f"{k} sampled answers a problem: accuracy is their mean (mean@{k}), pass@{k} that one of them is right, maj@{k} their majority, greedy the single answer at temperature 0" if k > 1 else "One greedy answer a problem"
+    return f"{many}{f' ({said})' if said else ''}. Unusable rows are not counted."
 
 def _versus(against):
     "Paired comparisons as table rows."
@@ -375,7 +383,10 @@ def report_html(rows:list,             # graded rows
                )->str:                 # one self-contained page
     "A page of tables and answers, the wrong ones first, with filters."
     order, e = {"wrong": 0, "mixed": 1, "unusable": 2, "right": 3}, html.escape
-    cards = sorted(rows, key=lambda r: order[verdict(r)])[:most]
+    ranked = sorted(rows, key=lambda r: order[verdict(r)])
+    bad = sum(verdict(r) != "right" for r in rows)
+    cards = ranked if len(rows) <= most else ranked[:min(bad, max(most*3//4, most - len(rows) + bad))]
+    if len(rows) > most: cards += ranked[bad:bad + most - len(cards)]
     names = list(dict.fromkeys(r.get("benchmark", "") for r in rows))
     tables = {"Results": figures(rows), "Against the other run": _versus(against)}
     folded = {"Scored by": rules_used(rows), **breakdowns(rows), "Published by others, not measured here": published(names)}
@@ -384,9 +395,9 @@ def report_html(rows:list,             # graded rows
     kinds = option(v for v in order if v in {verdict(r) for r in cards})
     bar = (f'<div class="bar"><label>Benchmark <select id="b"><option value="">all</option>{option(names)}</select></label><label>Verdict <select id="v"><option value="">all</option>{kinds}</select></label>'
            '<label>Text <input id="t" type="search"></label><span id="n" class="small"></span></div>')
-    left = f'<p class="small">{len(rows) - len(cards)} more, right ones last, are in answers.jsonl.</p>' if len(rows) > len(cards) else ""
+    left = f'<p class="small">{len(rows) - len(cards)} more problems are in answers.jsonl.</p>' if len(rows) > len(cards) else ""
     return (f'<!doctype html><html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width,initial-scale=1"><title>{e(title)}</title><style>{_CSS}</style></head>'
-            f'<body><h1>{e(title)}</h1>{top}<h2>Answers</h2>{bar}{"".join(_card(r, folder) for r in cards)}{left}<script>{_JS}</script></body></html>\n')
+            f'<body><h1>{e(title)}</h1><p class="small">{e(conditions(rows))}</p>{top}<h2>Answers</h2>{bar}{"".join(_card(r, folder) for r in cards)}{left}<script>{_JS}</script></body></html>\n')
 
 # %% ../nbs/03_eval.ipynb #1161b090
 def to_lmms(rows:list,      # graded rows
@@ -423,7 +434,7 @@ def from_lmms(path,              # an lmms-eval sample log
         rows.append({"benchmark": name, "index": i} | grade(p, texts, lenient) | {"lengths": counts if len(counts) == len(texts) else [0]*len(texts), "truncated": [False]*len(texts)})
     return rows
 
-# %% ../nbs/03_eval.ipynb #d3f3b4b4
+# %% ../nbs/03_eval.ipynb #68e503fe
 def write_results(rows:list,           # graded rows of one or more benchmarks
                   out,                 # folder
                   title="Evaluation",
@@ -439,7 +450,7 @@ def write_results(rows:list,           # graded rows of one or more benchmarks
         if mine and theirs: versus[n] = paired(theirs, mine)
     (out/"summary.json").write_text(json.dumps(table, indent=1))
     (out/"results.csv").write_text(to_csv(table), encoding="utf-8")
-    parts = [f"# {title}", to_markdown(table), "## Scored by", to_markdown(rules_used(rows)) if any("error" not in r for r in rows) else "nothing"]
+    parts = [f"# {title}", conditions(rows), to_markdown(table), "## Scored by", to_markdown(rules_used(rows)) if any("error" not in r for r in rows) else "nothing"]
     if versus: parts += ["## Against the other run", to_markdown(_versus(versus))]
     for t, b in breakdowns(rows).items(): parts += [f"## {t}", to_markdown(b)]
     if (p := published(names)): parts += ["## Published by others, not measured here", to_markdown(p)]

@@ -1,10 +1,22 @@
-"""pass@k against simulation, grading against the verifier, summaries against sums."""
+"""pass@k against simulation, grading against the verifier, summaries against sums; files that survive a kill, pages that no text can break."""
+import json
+import math
+import os
 import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
 
 import pytest
 
-from calibrl.eval import BENCHMARKS, evaluate, grade, pass_at_k, summary, wilson
+import miniatures
+from calibrl.cli import main
+from calibrl.eval import (BENCHMARKS, bootstrap, breakdowns, evaluate, figures, from_lmms, grade, group_answers, interval, majority, mcnemar, paired, pass_at_k, published, read_answers,
+                          report_html, run_benchmark, summary, to_csv, to_lmms, wilson, write_results)
 from calibrl.geometry import problems
+from calibrl.tasks import Problem
 
 
 def test_pass_at_k_is_what_drawing_k_answers_gives():
@@ -55,3 +67,189 @@ def test_evaluate_greedy_and_sampled(policy):
 
 def test_benchmarks_make_problems():
     for name in ("geometry_test", "geometry_hard"): assert len(BENCHMARKS[name](3)) == 3, name
+
+
+def test_intervals_know_what_an_answer_is_worth():
+    one = [1., 0., 1., 1.]
+    assert interval(one) == wilson(.75, 4)
+    alike, apart = interval([.5]*20, 8), interval([0., 1.]*10, 8)
+    assert apart == wilson(.5, 20) and alike[1] - alike[0] <= apart[1] - apart[0]                     # answers that hang together count once
+    assert interval([.25, .75, .5, .5]*5, 4) == pytest.approx(wilson(.5, 80), abs=1e-9)             # spread as of independent answers: all count, no more
+    assert interval([0.]*5, 8) == wilson(0., 5) and bootstrap([0.]*5)[0] < 0 < bootstrap([0.]*5)[1]
+
+
+def test_mcnemar_against_all_outcomes():
+    for n in range(1, 9):
+        for c in range(n + 1):
+            chance = [math.comb(n, i)/2**n for i in range(n + 1)]
+            assert mcnemar(n - c, c) == pytest.approx(min(1., sum(p for i, p in enumerate(chance) if abs(i - n/2) >= abs(c - n/2))))
+
+
+def row(i, right, name="b", **kw): return dict(benchmark=name, index=i, id=str(i), question=f"q{i}", answer="1", k=len(right), correct=right, formatted=right, lengths=[1]*len(right), truncated=[False]*len(right), votes=[int(not r) for r in right], answers=["x"]*len(right), responses=["x"]*len(right)) | kw
+
+
+def test_paired_compares_what_both_answered():
+    a, b = [row(i, [i < 5]) for i in range(10)], [row(i, [i in (0, 1, 2, 3, 5, 6, 7, 8)]) for i in range(9)] + [dict(benchmark="b", index=9, error="x")]
+    got = paired(a, b)
+    assert (got["n"], got["only first"], got["only second"]) == (9, 1, 4) and got["difference"] == pytest.approx(3/9) and got["p"] == mcnemar(1, 4)
+    assert got["interval"][0] < got["difference"] < got["interval"][1]
+    assert paired(a, a)["difference"] == 0 and paired(a, a)["p"] == 1 and paired(a, a)["interval"][1] > 0
+    assert "p" not in paired([row(0, [True, False])], [row(0, [True, True])])
+    with pytest.raises(ValueError, match="share no problem"): paired(a, [row(50, [True])])
+
+
+def test_votes():
+    assert majority(row(0, [True, True, False])) == 1 and majority(row(0, [False, False, True])) == 0
+    assert group_answers([r"\\boxed{", "[" * 400, "[" * 400, "\x00", None]) == [0, 1, 1, 2, None]                # nothing here can be a truth
+    s = summary([row(0, [True, True, False]), row(1, [False, False, True], greedy={"correct": True}), dict(error="x")])
+    assert s["maj@3"] == .5 and s["n"] == 2 and "greedy" not in s
+
+
+def test_figures_count_what_could_not_be_used():
+    rows = [row(0, [True]), row(1, [False]), dict(benchmark="b", index=2, error="no image"), dict(benchmark="c", index=0, error="no image")]
+    b, c = figures(rows)
+    assert (b["n"], b["unusable"], b["accuracy"]) == (2, 1, .5) and (c["n"], c["unusable"]) == (0, 1) and "accuracy" not in c
+    assert to_csv([b, c]).count("\n") == 3 and report_html(rows, ".")
+    dyna = [row(i, [i != 3], "dynamath", group=str(i//2), level="x", answer_type="float") for i in range(4)]
+    assert figures(dyna)[0]["further"] == {"average": .75, "worst case": .5, "questions": 2} and breakdowns(dyna)["dynamath: its own scores"]
+
+
+def test_published_figures_stay_apart():
+    rows = [row(i, [False], "geoqa") for i in range(3)]
+    assert published(["geoqa"])[-1] == {"published": "arXiv 2602.20197, Qwen2.5-VL-7B", "method": "CalibRL", "geoqa": .6074} and published(["amc23"]) == []
+    assert "60.7%" not in json.dumps(figures(rows)) and "60.7%" in report_html(rows) and "Published by others, not measured here" in report_html(rows)
+
+
+def test_a_file_cut_anywhere_is_completed_alike(policy, tmp_path):
+    ps, how = [Problem("Find the area.", "1", images=p.images, id=p.id) if i % 5 else p for i, p in enumerate(problems(7, split="test"))], dict(name="x", k=3, budget=500, seed=5, max_new_tokens=20)
+    whole = run_benchmark(policy, ps, tmp_path/"a.jsonl", **how)
+    text = (tmp_path/"a.jsonl").read_bytes()
+    assert len({tuple(r["batch"]) for r in whole}) > 1 and all("greedy" in r for r in whole)
+    for cut in (1, text.index(b"\n") + 1, len(text)//2, len(text) - 1):
+        (tmp_path/"b.jsonl").write_bytes(text[:cut])
+        assert run_benchmark(policy, ps, tmp_path/"b.jsonl", **how) == whole and (tmp_path/"b.jsonl").read_bytes() == text
+    for other in (dict(k=2), dict(seed=6), dict(max_new_tokens=21), dict(lenient=True)):
+        with pytest.raises(ValueError, match="give another folder"): run_benchmark(policy, ps, tmp_path/"a.jsonl", **how | other)
+    assert run_benchmark(policy, ps, tmp_path/"a.jsonl", **how | dict(name="y"))[0]["benchmark"] == "y"          # another benchmark in the same file
+    (tmp_path/"c.jsonl").write_text("{}\nnonsense\n")
+    with pytest.raises(ValueError, match="line 2: no JSON"): read_answers(tmp_path/"c.jsonl")
+
+
+def test_a_problem_that_cannot_be_used_stops_nothing(policy, checkpoint, tmp_path):
+    from calibrl.rollout import Policy
+    class Some(list):
+        def __getitem__(self, i):
+            if i == 1: raise ValueError("x, row 1: no picture")
+            return list.__getitem__(self, i)
+    rows = run_benchmark(policy, Some(problems(3, split="test")), tmp_path/"a.jsonl", "x")
+    assert [r.get("error") for r in rows] == [None, "x, row 1: no picture", None]
+    blind = Policy.from_pretrained(checkpoint("qwen2"), lora_rank=0)
+    rows = run_benchmark(blind, [*problems(1, split="test"), Problem("1+1?", "2")], tmp_path/"b.jsonl", "x", max_new_tokens=3)
+    assert "reads text only" in rows[0]["error"] and rows[1]["truncated"] in ([True], [False])
+
+
+HOSTILE = "</pre></details><script>alert(1)</script><img src=x onerror=alert(2)>\" onmouseover=\"alert(3)' & <!--"
+
+
+def test_no_text_can_break_the_page(tmp_path):
+    bad = dict(id=HOSTILE, question=HOSTILE, answer=HOSTILE, options=[HOSTILE], responses=[HOSTILE], answers=[HOSTILE], how=[HOSTILE], rule="verifier", images=[HOSTILE, "../secret.png"], family=HOSTILE)
+    rows = [row(0, [False], HOSTILE) | bad, row(1, [True], "geometry_test") | bad, row(2, [True], "geometry_test", responses=["x"], answers=["x"], family="b"), dict(benchmark=HOSTILE, index=1, error=HOSTILE)]
+    (tmp_path/"secret.png").write_bytes(b"secret")
+    (tmp_path/"run").mkdir()
+    page = report_html(rows, tmp_path/"run", HOSTILE)
+    from html.parser import HTMLParser
+    found = []
+    class Look(HTMLParser):
+        def handle_starttag(self, tag, attrs): found.append(tag); assert not [k for k, _ in attrs if k.startswith("on")], attrs
+    Look().feed(page)
+    assert found.count("script") == 1 and "img" not in found and found.count("article") == 4 and "http" not in page
+    table = write_results(rows, tmp_path/"run", HOSTILE)
+    assert len(table) == 2 and "<script>" not in (tmp_path/"run/report.html").read_text().replace("<script>const", "")
+
+
+def test_lmms_logs_go_round_and_strange_ones_are_refused(policy, tmp_path):
+    ps = problems(4, split="test")
+    rows = run_benchmark(policy, ps, tmp_path/"a.jsonl", "geometry_test", k=2, greedy=False)
+    file, = to_lmms([*rows, dict(benchmark="geometry_test", index=9, error="x")], tmp_path/"logs")
+    assert file.name == "calibrl_samples_geometry_test.jsonl"
+    back = from_lmms(file, ps, lenient=False, name="geometry_test")
+    for key in ("correct", "answers", "responses", "lengths", "formatted"): assert [r[key] for r in back] == [r[key] for r in rows]
+    with pytest.raises(ValueError, match="belongs to other data"): from_lmms(file, [Problem("?", "-999")]*4)
+    for line, word in [({"doc_id": 0, "target": "1"}, "no responses"), ({"target": "1", "filtered_resps": "1"}, "no doc_id")]:
+        (tmp_path/"x.jsonl").write_text(json.dumps(line) + "\n")
+        with pytest.raises(ValueError, match=word): from_lmms(tmp_path/"x.jsonl")
+    (tmp_path/"x.jsonl").write_text(json.dumps({"doc_id": 7, "target": "C", "resps": [["first (A)", "The answer is C."]], "filtered_resps": ["C"], "input": "Which?"}) + "\n")
+    assert from_lmms(tmp_path/"x.jsonl")[0]["correct"] == [False, True] and "error" in from_lmms(tmp_path/"x.jsonl", ps)[0]
+
+
+@pytest.fixture(scope="module")
+def minis(tmp_path_factory): return miniatures.make(tmp_path_factory.mktemp("minis"))
+
+
+def test_the_whole_registry_in_one_command(minis, tmp_path, capsys):
+    out = tmp_path/"all"
+    assert main(["eval", "--bits", "4", "--benchmarks", "all", "--limit", "6", "--data-dir", str(minis), "--max-new-tokens", "12", "--lmms", "--out", str(out)]) == 0
+    said, rows, table = capsys.readouterr().out, read_answers(out/"answers.jsonl"), json.loads((out/"summary.json").read_text())
+    assert [t["benchmark"] for t in table] == list(BENCHMARKS) and all(t["n"] >= 2 for t in table) and {r["benchmark"] for r in rows} == set(BENCHMARKS)
+    for word in ("dynamath: average", "wemath_testmini: strict", "report.html"): assert word in said
+    page, text = (out/"report.html").read_text(), (out/"results.md").read_text()
+    for word in ("an LLM extracts the answer", "by letter, as in lmms-eval", "by value, as in EasyR1", "an LLM judge scores it"): assert word in page and word in text
+    assert "## mathverse_testmini by problem_version" in text and page.count("<article") == len(rows) and len(list((out/"lmms-eval").glob("*.jsonl"))) == len(BENCHMARKS)
+    assert (out/"results.csv").read_text().count("\n") == len(BENCHMARKS) + 1
+
+
+def test_what_is_missing_is_said_and_the_rest_goes_on(minis, tmp_path, capsys):
+    common = ["eval", "--bits", "4", "--data-dir", str(minis), "--max-new-tokens", "8", "--limit", "2"]
+    (minis/"amc23.jsonl").rename(minis/"amc23.away")
+    try: assert main([*common, "--benchmarks", "amc23,geometry_test", "--out", str(tmp_path/"a")]) == 2
+    finally: (minis/"amc23.away").rename(minis/"amc23.jsonl")
+    err = capsys.readouterr().err
+    assert "benchmark amc23: math-ai/amc23 cannot be read" in err and "1 of 2 benchmarks could not be read" in err.splitlines()[-1]
+    assert len(read_answers(tmp_path/"a/answers.jsonl")) == 2 and (tmp_path/"a/report.html").exists()
+    assert main([*common, "--benchmarks", "geometry_test,amc23", "--out", str(tmp_path/"a")]) == 0                    # now it is there: the same folder is completed
+    assert len(read_answers(tmp_path/"a/answers.jsonl")) == 4
+    assert main([*common, "--benchmarks", "amc23", "--seed", "1", "--out", str(tmp_path/"a")]) == 2 and "seed 0, now 1" in capsys.readouterr().err
+    assert main([*common, "--benchmarks", "geometry_test", "--against", str(tmp_path/"a"), "--out", str(tmp_path/"b")]) == 0
+    assert "Against the other run" in (tmp_path/"b/report.html").read_text()
+    for more, word in [(["--data-dir", "/no/dir"], "is no folder"), (["--against", "/no/run"], "no answers in")]:
+        assert main(["eval", *more, "--out", str(tmp_path/"c")]) == 2 and word in capsys.readouterr().err.splitlines()[-1]
+    assert not (tmp_path/"c").exists()
+
+
+def test_a_killed_evaluation_goes_on_with_identical_results(tmp_path):
+    def start(out): return subprocess.Popen([sys.executable, "-c", "import sys; from calibrl.cli import main; sys.exit(main())", "eval", "--bits", "4", "--benchmarks", "geometry_test", "--limit", "40", "--k", "2", "--tokens", "700", "--out", str(out)],
+                                            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    cut, whole = start(tmp_path/"cut"), None
+    for _ in range(1200):
+        if len(read_answers(tmp_path/"cut/answers.jsonl")) >= 6: break
+        assert cut.poll() is None
+        time.sleep(.05)
+    cut.send_signal(signal.SIGKILL); cut.wait()
+    had = len(read_answers(tmp_path/"cut/answers.jsonl"))
+    assert 6 <= had < 40 and not (tmp_path/"cut/summary.json").exists()
+    again, whole = start(tmp_path/"cut"), start(tmp_path/"whole")
+    assert again.wait(300) == 0 and whole.wait(300) == 0
+    for name in ("answers.jsonl", "summary.json", "results.md", "report.html"): assert (tmp_path/"cut"/name).read_bytes() == (tmp_path/"whole"/name).read_bytes(), name
+
+
+@pytest.mark.browser
+def test_the_report_filters_in_a_browser(policy, tmp_path):
+    sync_playwright = pytest.importorskip("playwright.sync_api").sync_playwright
+    chromium = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    if not chromium: pytest.skip("there is no Chromium")
+    ps = problems(12, split="test")
+    rows = run_benchmark(policy, ps, tmp_path/"a.jsonl", "geometry_test", images=tmp_path/"images/geometry_test") + [dict(benchmark="other", index=0, error="lost")]
+    (tmp_path/"report.html").write_text(report_html(rows, tmp_path))
+    wrong = sum(not all(r["correct"]) for r in rows if "error" not in r)
+    with sync_playwright() as p:
+        browser = p.chromium.launch(executable_path=chromium, args=["--no-sandbox", "--disable-gpu"])
+        page = browser.new_page(viewport={"width": 390, "height": 844})
+        asked = []; page.on("request", lambda r: asked.append(r.url))
+        page.goto((tmp_path/"report.html").as_uri())
+        shown = lambda: page.locator(".card:visible").count()
+        assert shown() == 13 and page.locator(".card").first.get_attribute("data-v") == "wrong"
+        page.select_option("#v", "wrong"); assert shown() == wrong
+        page.select_option("#v", ""); page.select_option("#b", "other"); assert shown() == 1
+        page.select_option("#b", ""); page.fill("#t", "perimeter"); assert shown() == sum("perimeter" in p.question for p in ps)
+        assert page.evaluate("document.documentElement.scrollWidth <= innerWidth") and all(u.startswith(("file:", "data:")) for u in asked)
+        browser.close()
