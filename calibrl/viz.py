@@ -280,7 +280,7 @@ def plot_intervals(
         if line is not None: ax.axvline(line, color="k", linewidth=.6)
         ax.set_title(title, fontsize=9)
     axes[0].set_yticks(range(len(names)), names, fontsize=8)
-    axes[0].invert_yaxis()
+    axes[0].set_ylim(len(names) - .4, -.6)
     return fig
 
 # %% ../nbs/00c_viz.ipynb #28cfe670
