@@ -69,14 +69,14 @@ def judged(rows:list,      # from `evaluate`
     return {"n": len(rows), "k": rows[0]["k"], "right": [sum(r["correct"]) for r in rows],
             "routes": [len({route(t) for t, ok in zip(r["responses"], r["correct"]) if ok}) for r in rows]}
 
-# %% ../nbs/04_compare.ipynb #df6d9524
+# %% ../nbs/04_compare.ipynb #f0ac1149
 KEEP = ("loss", "reward", "accuracy", "entropy", "gap", "grad_norm", "silent_groups", "solved_groups", "length", "tokens", "groups_drawn", "seconds")
 
 def about()->dict:
     "Versions, and the commit if there is one."
     from importlib.metadata import version
     import torch
-    try: commit = subprocess.run(["git", "-C", str(Path(__file__).parent), "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout.strip() or None
+    try: commit = subprocess.run(["git", "-C", str(Path(globals().get("__file__", "x")).parent), "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout.strip() or None
     except OSError: commit = None
     return {"calibrl": version("calibrl"), "torch": torch.__version__.split("+")[0], "transformers": version("transformers"), "python": sys.version.split()[0], "commit": commit}
 
