@@ -181,7 +181,7 @@ def _status(todo, out, cfg):
     rows = [("greedy accuracy", *(f"seed {s}" for s in seeds)), *((spec, *(cell(spec, s) for s in seeds)) for spec in dict.fromkeys(spec for spec, _ in todo))]
     return "\n".join("\033[K" + row[0].ljust(36) + "".join(v.rjust(9) for v in row[1:]) for row in rows)
 
-# %% ../nbs/04_compare.ipynb #efb11705
+# %% ../nbs/04_compare.ipynb #a096293a
 def records(out, *more)->list:      # folders or .jsonl files
     "The records of folders and .jsonl files, ordered."
     found = []
@@ -208,8 +208,9 @@ def interval(values,             # (seeds,) or (seeds, problems)
              level:float=.95,
              draws:int=4000,
             )->tuple:            # (low, high)
-    "Bootstrap interval of a mean: seeds, and problems where there are any, are drawn anew. With few seeds it is rather too narrow."
+    "Bootstrap interval of a mean: seeds, and problems where there are any, are drawn anew. With few seeds it is rather too narrow; of one number there is none (NaN)."
     m = np.atleast_2d(np.asarray(values, float).T).T
+    if m.size == 1: return math.nan, math.nan
     rng = np.random.default_rng(0)
     share = lambda n: rng.multinomial(n, np.full(n, 1/n), size=draws)/n
     means = ((share(m.shape[0]) @ m)*share(m.shape[1])).sum(1)
@@ -232,7 +233,7 @@ def table(found:list,            # records
         rows.append(row)
     return rows
 
-# %% ../nbs/04_compare.ipynb #ca24ec0f
+# %% ../nbs/04_compare.ipynb #1e277f81
 def as_text(rows:list,                # from `table`
             keys=("greedy", "pass@8", "spread", "routes", "hard pass@8", "entropy", "silent"),
             differences:bool=False,   # show paired differences to the base method instead
@@ -241,7 +242,8 @@ def as_text(rows:list,                # from `table`
     def cell(f):
         if differences and "minus" not in f: return ""
         m, (lo, hi) = (f["minus"], f["minus_interval"]) if differences else (f["mean"], f["interval"])
-        return f"{m:+.3f} [{lo:+.3f}, {hi:+.3f}]" if differences else f"{m:.3f} [{lo:.3f}, {hi:.3f}]"
+        sign = "+" if differences else ""
+        return f"{m:{sign}.3f}" + (f" [{lo:{sign}.3f}, {hi:{sign}.3f}]" if math.isfinite(lo) else "")
     keys = [k for k in keys if k in rows[0]]
     return "\n".join(["| method | seeds | " + " | ".join(keys) + " |", "|---"*(len(keys) + 2) + "|"] + [f"| {r['method']} | {r['seeds']} | " + " | ".join(cell(r[k]) for k in keys) + " |" for r in rows])
 

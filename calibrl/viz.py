@@ -274,7 +274,7 @@ def plot_intervals(
     fig, axes = _figure(len(panels), 1, size=(1.6 + 2.4*len(panels), .6 + .22*len(names)), sharey=True)
     for ax, (title, rows) in zip(axes, panels.items()):
         for name, mean, low, high in rows:
-            clear, y = line is not None and not low <= line <= high, names.index(name)
+            clear, y = line is not None and (low > line or high < line), names.index(name)
             ax.plot([low, high], [y, y], color=PLAIN, linewidth=2)
             ax.plot(mean, y, "D" if clear else "o", color=WRONG if clear else RIGHT, markersize=5)
         if line is not None: ax.axvline(line, color="k", linewidth=.6)
