@@ -5,9 +5,10 @@
 # %% auto #0
 __all__ = ['RIGHT', 'WRONG', 'PLAIN', 'CYCLE', 'TOY', 'ALPHAS', 'WEIGHTS', 'CURVES', 'SURES', 'TABLE_ALPHAS', 'TABLE_WEIGHTS',
            'TABLE_GAPS', 'gate_curve', 'plot_gate', 'toy_group', 'push', 'plot_push', 'plot_alpha', 'alpha_frames',
-           'alpha_figure_html', 'smooth', 'plot_curves', 'plot_problems', 'report_html', 'read_group', 'picture',
-           'mix_group', 'stand', 'plot_group', 'push_parts', 'group_frames', 'group_figure_html', 'table_world',
-           'table_logps', 'table_run', 'plot_table', 'at_accuracy', 'table_figure_html', 'alpha_svg']
+           'alpha_figure_html', 'smooth', 'plot_curves', 'plot_bands', 'plot_intervals', 'plot_problems', 'report_html',
+           'read_group', 'picture', 'mix_group', 'stand', 'plot_group', 'push_parts', 'group_frames',
+           'group_figure_html', 'table_world', 'table_logps', 'table_run', 'plot_table', 'at_accuracy',
+           'table_figure_html', 'alpha_svg']
 
 # %% ../nbs/00c_viz.ipynb #bce54568
 from html import escape
@@ -245,6 +246,44 @@ def plot_curves(
         ax.set_xlabel("step", fontsize=8)
     for ax in axes[len(found):]: ax.set_visible(False)
     if any(runs): axes[0].legend(fontsize=8, frameon=False)
+    return fig
+
+# %% ../nbs/00c_viz.ipynb #b3a6392c
+def plot_bands(
+    groups, # dict of panel title -> dict of method -> list of runs, each a list with a number a step
+    span:int=10, # of the running mean
+)->plt.Figure: # one panel for each title
+    "Several seeds of several methods: the mean of their running means, and a band from the lowest to the highest"
+    cols = min(3, len(groups))
+    fig, axes = _figure(cols, -(-len(groups)//cols), size=(3.6*cols, 2.6*-(-len(groups)//cols)))
+    for ax, (title, methods) in zip(axes, groups.items()):
+        for (name, runs), colour, style in zip(methods.items(), CYCLE*9, ("-", "--", "-.", ":")*16):
+            points = list(zip(*[smooth(r, span) for r in runs]))
+            x = range(1, len(points) + 1)
+            ax.fill_between(x, [min(p) for p in points], [max(p) for p in points], color=colour, alpha=.15, linewidth=0)
+            ax.plot(x, [sum(p)/len(p) for p in points], style, color=colour, label=name, linewidth=1.6)
+        ax.set_title(title, fontsize=9)
+        ax.set_xlabel("step", fontsize=8)
+    for ax in axes[len(groups):]: ax.set_visible(False)
+    axes[0].legend(fontsize=7, frameon=False)
+    return fig
+
+def plot_intervals(
+    panels, # dict of panel title -> list of (name, mean, low, high)
+    line:float=None, # where "no difference" is
+)->plt.Figure: # one panel for each title, names on the left
+    "Means with their intervals, one name a line"
+    names = list(dict.fromkeys(name for rows in panels.values() for name, *_ in rows))
+    fig, axes = _figure(len(panels), 1, size=(1.6 + 2.4*len(panels), .6 + .22*len(names)), sharey=True)
+    for ax, (title, rows) in zip(axes, panels.items()):
+        for name, mean, low, high in rows:
+            clear, y = line is not None and (low > line or high < line), names.index(name)
+            ax.plot([low, high], [y, y], color=PLAIN, linewidth=2)
+            ax.plot(mean, y, "D" if clear else "o", color=WRONG if clear else RIGHT, markersize=5)
+        if line is not None: ax.axvline(line, color="k", linewidth=.6)
+        ax.set_title(title, fontsize=9)
+    axes[0].set_yticks(range(len(names)), names, fontsize=8)
+    axes[0].set_ylim(len(names) - .4, -.6)
     return fig
 
 # %% ../nbs/00c_viz.ipynb #28cfe670
