@@ -9,7 +9,7 @@ INPUTS := settings.ini setup.py pyproject.toml constraints.txt
 CHECK  := COVERAGE_FILE=$(CURDIR)/.coverage OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false MPLBACKEND=agg HF_HUB_OFFLINE=1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test install dev sync check-sync notebooks coverage docs browser checkpoint wheel wheel-test clean
+.PHONY: help demo test install dev sync check-sync book docs browser checkpoint wheel wheel-test clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/  make \1|\2/p' Makefile | awk -F'|' '{ printf "%-20s %s\n", $$1, $$2 }'
@@ -35,6 +35,9 @@ sync: $(VENV)/.dev ## write modules and README from the notebooks (run it before
 
 check-sync: $(VENV)/.dev ## tell which notebooks and modules differ, changing nothing
 	$(BIN)/python tools/check_sync.py
+
+book: $(VENV)/.dev ## open the tutorials in JupyterLab; options: make book ARGS="--no-browser"
+	$(BIN)/jupyter lab nbs/tutorials/alpha.ipynb $(ARGS)
 
 docs: $(VENV)/.docs ## build the site into _docs, readable without a network
 	$(CHECK) $(BIN)/python tools/build_docs.py

@@ -5,7 +5,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT/"tools"))
-import build_docs, check_sync, readme
+import badges, build_docs, check_sync, readme
 
 
 def notebook(path, *cells):
@@ -21,6 +21,15 @@ def test_readme_keeps_text_code_and_printed_output(tmp_path):
     made = readme.readme(notebook(tmp_path/"index.ipynb", ("md", "# calibrl\n\nSee [the loss](00_loss.ipynb)."), ("code", "#| hide\nsecret()"), ("code", "2 + 2", out)))
     assert "# calibrl" in made and "](nbs/00_loss.ipynb)" in made
     assert "secret" not in made and "```python\n2 + 2\n```\n\n```\n4\n```" in made
+
+
+def test_readme_finds_pictures_and_pages(tmp_path):
+    made = readme.readme(notebook(tmp_path/"index.ipynb", ("md", "![a](images/a.svg) [b](pages/b.md)")))
+    assert "](nbs/images/a.svg)" in made and "](nbs/pages/b.md)" in made
+
+
+def test_badges_say_what_the_settings_say():
+    for name, svg in badges.badges().items(): assert (ROOT/"nbs/images"/name).read_text(encoding="utf-8") == svg, "run tools/badges.py"
 
 
 def test_readme_leaves_other_links_alone(tmp_path):
@@ -68,8 +77,8 @@ def test_the_sync_check_sees_a_module_edited_by_hand(tmp_path):
 
 def test_every_chapter_is_in_the_sidebar():
     text = (ROOT/"nbs/sidebar.yml").read_text(encoding="utf-8")
-    listed = {line.split("- ")[1].strip() for line in text.splitlines() if line.strip().endswith(".ipynb")}
-    there = {p.relative_to(ROOT/"nbs").as_posix() for p in (ROOT/"nbs").rglob("*.ipynb") if ".ipynb_checkpoints" not in p.parts}
+    listed = {line.split("- ")[1].strip() for line in text.splitlines() if line.strip().endswith((".ipynb", ".md"))}
+    there = {p.relative_to(ROOT/"nbs").as_posix() for kind in ("ipynb", "md") for p in (ROOT/"nbs").rglob(f"*.{kind}") if ".ipynb_checkpoints" not in p.parts}
     assert listed == there
 
 

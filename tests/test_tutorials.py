@@ -72,3 +72,19 @@ def test_a_closed_gate_keeps_more_right_answers_at_equal_accuracy():
         kinds = [viz.at_accuracy(viz.table_run(a, steps=160, seed=seed))["kinds"] for a in (0., 1.)]
         plain = viz.at_accuracy(viz.table_run(weight=0., steps=160, seed=seed))
         assert plain["accuracy"] >= .8 and kinds[0] > 1.1*plain["kinds"] and kinds[0] > kinds[1]
+
+
+def saved(name):
+    "All that the cells of a page have printed."
+    cells = json.loads((ROOT/f"nbs/pages/{name}.ipynb").read_text(encoding="utf-8"))["cells"]
+    return "".join("".join(out.get("text", [])) for cell in cells for out in cell.get("outputs", []))
+
+
+def test_the_page_on_performance_shows_the_record_as_it_is():
+    shown = saved("performance")
+    for r in json.loads((ROOT/"benchmarks/bench.json").read_text()): assert re.search(rf"{re.escape(r['name'])} +{r['ratio']:.1f}x", shown), "run nbs/pages/performance.ipynb again: benchmarks/bench.json has changed"
+
+
+def test_the_page_of_results_shows_the_record_as_it_is():
+    from calibrl.cli import table
+    assert table(json.loads((ROOT/"nbs/records/demo/summary.json").read_text())["figures"]) in saved("results"), "run nbs/pages/results.ipynb again: the record has changed"

@@ -24,10 +24,10 @@ def stage():
     shutil.copytree(ROOT/"nbs", STAGE, ignore=shutil.ignore_patterns(".*", "_proc", "_docs"))
     names = {p.name: module_of(p) + ".ipynb" for p in STAGE.glob("*.ipynb")}
     for old, new in names.items(): (STAGE/old).rename(STAGE/new)
-    for path in [*STAGE.rglob("*.ipynb"), *STAGE.glob("*.yml")]:
+    for path in [*STAGE.rglob("*.ipynb"), *STAGE.rglob("*.md"), *STAGE.glob("*.yml")]:
         text = path.read_text(encoding="utf-8")
         for old, new in names.items(): text = re.sub(rf"(?<![\w./-])((?:\.\./)*){re.escape(old)}", rf"\g<1>{new}", text)
-        path.write_text(text if path.suffix == ".yml" else show_source(text), encoding="utf-8")
+        path.write_text(show_source(text) if path.suffix == ".ipynb" else text, encoding="utf-8")
 
 
 def show_source(text):

@@ -25,7 +25,8 @@ def parts(cells):
     "The pieces of the README, in order."
     for cell in cells:
         names, source = directives("".join(cell["source"]))
-        if cell["cell_type"] == "markdown": yield re.sub(r"\]\((?!\w+:|#|/)([\w./-]+)\.ipynb", r"](nbs/\1.ipynb", source)    # links between notebooks, seen from the root
+        if cell["cell_type"] == "markdown":    # links between notebooks and to pictures, seen from the root
+            yield re.sub(r"\]\((?!\w+:|#|/)([\w./-]+\.ipynb|(?:pages|images)/)", r"](nbs/\1", source)
         if cell["cell_type"] != "code" or "hide" in names: continue
         if source and "hide_input" not in names: yield f"```python\n{source}\n```"
         if "hide_output" not in names: yield from outputs(cell)
