@@ -394,7 +394,7 @@ class Benchmark:
         get = self.get or f"To use a local copy, download {self.dataset} from the Hugging Face hub"
         return f"{get}, put it in {Path(data_dir or 'DIR')/self.name} and give --data-dir {data_dir or 'DIR'}"
 
-# %% ../nbs/03a_benchmarks.ipynb #eaddfea7
+# %% ../nbs/03a_benchmarks.ipynb #a44ff339
 def local_copy(b:Benchmark, data_dir)->Path|None:
     "The file or folder of a benchmark in a folder of local copies: by name or by hub id."
     if not Path(data_dir).is_dir(): raise FileNotFoundError(f"--data-dir {str(data_dir)!r} is no folder")
@@ -415,6 +415,7 @@ def split_files(here, split, config=None)->list:
     folder = here/config if config and (here/config).is_dir() else here
     return sorted(p for p in folder.rglob("*") if p.suffix in (".parquet", ".arrow", ".jsonl", ".json", ".csv") and (p.stem == split or p.stem.startswith(f"{split}-")))
 
+# %% ../nbs/03a_benchmarks.ipynb #1efe6232
 def load_rows(b:Benchmark, here=None):
     "The rows of a benchmark, pictures undecoded; a JSON object of objects becomes rows with an id."
     file = here if here is None or here.is_file() else next(iter(sorted(here.glob("*.json"))), here)

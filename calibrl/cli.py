@@ -445,10 +445,11 @@ def evaluate(model:str=None,                       # save_pretrained folder or h
              bits:int=None,                        # 4, 8, or leave out for full precision
              data_dir:str=None,                    # folder of local copies, each a file or folder with the benchmark's name or hub id
              max_new_tokens:int=None,              # longer answers are truncated (default: 64 for the embedded sets, 2048 for others)
-             tokens:int=16384,                     # tokens in flight, prompts and answers: the size of a batch
+             tokens:int=None,                      # tokens in flight, prompts and answers: the size of a batch (default: 16384 for the embedded sets, 65536 for others)
              lenient:bool=False,                   # read boxes and "the answer is" where a model writes no answer tags
              against:str=None,                     # folder of another evaluation to compare with, problem by problem
              lmms:bool=False,                      # also write lmms-eval sample logs
+             rescore:str=None,                     # an lmms-eval sample log: judge its responses to one benchmark again, ask no policy
              out:str=None,                         # folder for the graded answers (default: runs/eval, then runs/eval-2, ...); an interrupted one is gone on with
              seed:int=0,                           # of the sampling
             ):
@@ -461,16 +462,17 @@ def evaluate(model:str=None,                       # save_pretrained folder or h
     before = against and E.read_answers(Path(against)/"answers.jsonl")
     if against and not before: raise FileNotFoundError(f"no answers in {against!r}: --against wants the folder of an evaluation")
     sets, missing = benchmark_sets(names, limit, data_dir)
+    if rescore: return show_figures(E.rescore(rescore, sets, run_folder(out, "eval"), before))
     from calibrl.rollout import Policy
     policy = Policy.from_pretrained(model_path(model, adapter), bits=bits, lora_rank=0, adapter=adapter and adapter_folder(adapter))
     out, rows = eval_folder(out, dict(model=model, adapter=adapter, bits=bits, limit=limit, k=k, max_new_tokens=max_new_tokens, tokens=tokens, lenient=lenient, seed=seed)), []
     try:
         for name, problems in sets.items():
-            longest = max_new_tokens or (2048 if E.BENCHMARKS[name].dataset else 64)
-            rows += E.run_benchmark(policy, problems, out/"answers.jsonl", name, k, max_new_tokens=longest, budget=tokens, seed=seed, lenient=lenient, images=out/"images"/name, progress=True)
+            longest, budget = (2048, 65536) if E.BENCHMARKS[name].dataset else (64, 16384)
+            rows += E.run_benchmark(policy, problems, out/"answers.jsonl", name, k, max_new_tokens=max_new_tokens or longest, budget=tokens or budget, seed=seed, lenient=lenient, images=out/"images"/name, progress=True)
     except KeyboardInterrupt: print(f"\nThe answers so far are kept: the same command with --out {out} goes on.", file=sys.stderr); raise
     figures = E.write_results(rows, out, f"Evaluation of {model or adapter or 'the embedded policy'}", before, lmms)
-    show_figures(figures, k)
+    show_figures(figures)
     print(f"Every answer with its verdict: {out/'answers.jsonl'}; to look at: {out/'report.html'}, {out/'results.md'}, {out/'results.csv'}")
     if missing: raise RuntimeError(f"{len(missing)} of {len(names)} benchmarks could not be read, the others are in {out}: {', '.join(missing)}")
 
@@ -499,15 +501,14 @@ def eval_folder(out, settings:dict)->Path:
     if other: raise ValueError(f"{out} holds an evaluation with other settings ({'; '.join(other)}): give another --out")
     return Path(out)
 
-def show_figures(figures:list, k:int):
+def show_figures(figures:list):
     "Print the table, and below it what only some benchmarks report and what to know before comparing."
-    from calibrl.eval import BENCHMARKS
-    common = ["benchmark", "n", "of", "accuracy", "95% interval", *(["greedy", f"maj@{k}"] if k > 1 else []), f"pass@{k}", "formatted", "truncated", "tokens", "unusable"]
-    print(table([{c: r.get(c) for c in common} for r in figures]))
+    from calibrl.eval import BENCHMARKS, columns
+    print(table([{c: r.get(c) for c in columns(figures)} for r in figures]))
     for r in figures:
         more = [f"{c} {100*v:.1f}%" if isinstance(v, float) else f"{c} {v}" for c, v in r.get("further", {}).items()]
-        if more: print(f"{r['benchmark']}: {', '.join(more)}")
-        if BENCHMARKS[r["benchmark"]].note: print(f"{r['benchmark']}: {BENCHMARKS[r['benchmark']].note}")
+        for line in (", ".join(more), BENCHMARKS[r["benchmark"]].note):
+            if line: print(f"{r['benchmark']}: {line}")
 
 # %% ../nbs/06_cli.ipynb #0dc80bc6
 def bench(out:str=None,            # folder for bench.json and bench.png (default: runs/bench, then runs/bench-2, ...)

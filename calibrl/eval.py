@@ -6,7 +6,7 @@
 __all__ = ['PUBLISHED', 'pass_at_k', 'group_answers', 'majority', 'grade', 'ask', 'evaluate', 'wilson', 'interval', 'bootstrap',
            'summary', 'mcnemar', 'paired', 'read_answers', 'next_batch', 'answer_batch', 'thumbnails', 'run_benchmark',
            'figures', 'breakdowns', 'rules_used', 'columns', 'shown', 'to_markdown', 'to_csv', 'published', 'verdict',
-           'conditions', 'report_html', 'to_lmms', 'from_lmms', 'write_results']
+           'conditions', 'report_html', 'to_lmms', 'from_lmms', 'write_results', 'rescore']
 
 # %% ../nbs/03_eval.ipynb #25a2a0d9
 import base64, csv, hashlib, html, io, json, math, os
@@ -54,14 +54,15 @@ def majority(row:dict,      # a graded row
     winners = [sum(g)/len(g) for g in groups.values() if len(g) == most]
     return sum(winners)/len(winners) if winners else 0.
 
-# %% ../nbs/03_eval.ipynb #31f16811
+# %% ../nbs/03_eval.ipynb #2b54360d
 def grade(problem,         # what was asked
           texts:list,      # k answers to it
           lenient=False,   # also read a box or "the answer is" where there are no tags
          )->dict:          # one row of plain values
     "Judge k answers to one problem by its own rule."
     scores = [judge(t, problem, lenient) for t in texts]
-    return {"id": problem.id, **problem.tags, "question": problem.question, "answer": problem.answer, "options": list(problem.options) if problem.options else None, "k": len(texts), "responses": texts,
+    about = {k: v for k, v in problem.tags.items() if k not in ("benchmark", "index", "error", "images", "greedy", "batch", "run")}        # names that rows keep for themselves
+    return {"id": problem.id, **about, "question": problem.question, "answer": problem.answer, "options": list(problem.options) if problem.options else None, "k": len(texts), "responses": texts,
             "answers": [s.answer for s in scores], "correct": [s.correct for s in scores], "formatted": [s.formatted for s in scores], "how": [s.how for s in scores],
             "votes": group_answers([s.answer for s in scores], problem.options)}
 
@@ -458,3 +459,18 @@ def write_results(rows:list,           # graded rows of one or more benchmarks
     (out/"report.html").write_text(report_html(rows, out, title, against=versus), encoding="utf-8")
     if lmms: to_lmms(rows, out/"lmms-eval")
     return table
+
+# %% ../nbs/03_eval.ipynb #98433178
+def rescore(log,                 # an lmms-eval sample log
+            sets:dict,           # name -> problems of the one benchmark it is of
+            out,                 # folder
+            against:list=None,   # as in `write_results`
+           )->list:              # the table
+    "Judge an lmms-eval log by a benchmark's own rule and rows; leaves the files that an evaluation leaves."
+    if len(sets) != 1: raise ValueError(f"a log holds one benchmark: name it, not {', '.join(sets)}")
+    if not Path(log).is_file(): raise FileNotFoundError(f"no lmms-eval log at {str(log)!r}")
+    (name, problems), = sets.items()
+    rows = from_lmms(log, problems, name=name)
+    if not rows: raise ValueError(f"{log} holds no sample")
+    (Path(out)/"answers.jsonl").write_text("".join(json.dumps(r, ensure_ascii=False) + "\n" for r in rows), encoding="utf-8")
+    return write_results(rows, out, f"{Path(log).name}, judged again", against)

@@ -182,6 +182,17 @@ def test_lmms_logs_go_round_and_strange_ones_are_refused(policy, tmp_path):
     assert from_lmms(tmp_path/"x.jsonl")[0]["correct"] == [False, True] and "error" in from_lmms(tmp_path/"x.jsonl", ps)[0]
 
 
+def test_a_log_is_judged_again_by_command(minis, tmp_path, capsys):
+    truths = [p.answer for p in BENCHMARKS["geometry_test"](3)]
+    lines = [{"doc_id": i, "target": a, "filtered_resps": f"The answer is {a if i else 'unknown'}."} for i, a in enumerate(truths)]
+    (tmp_path/"log.jsonl").write_text("".join(json.dumps(x) + "\n" for x in lines))
+    common = ["eval", "--rescore", str(tmp_path/"log.jsonl"), "--benchmarks"]
+    assert main([*common, "geometry_test", "--out", str(tmp_path/"a")]) == 0 and "66.7%" in capsys.readouterr().out
+    assert [r["correct"] for r in read_answers(tmp_path/"a/answers.jsonl")] == [[False], [True], [True]] and (tmp_path/"a/report.html").exists()
+    assert main([*common, "geometry_test,geometry_hard", "--out", str(tmp_path/"b")]) == 2 and "holds one benchmark" in capsys.readouterr().err
+    assert main([*common, "geometry_hard", "--out", str(tmp_path/"c")]) == 2 and "belongs to other data" in capsys.readouterr().err
+
+
 @pytest.fixture(scope="module")
 def minis(tmp_path_factory): return miniatures.make(tmp_path_factory.mktemp("minis"))
 
