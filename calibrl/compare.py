@@ -145,15 +145,21 @@ def _have(out, spec, seed, cfg):
     if had["spec"] == spec and had["config"] == json.loads(json.dumps(want)): return True
     raise ValueError(f"out: {path} was made with other settings; give another folder or remove it")
 
-# %% ../nbs/04_compare.ipynb #da477b1c
+# %% ../nbs/04_compare.ipynb #3c3caae9
+def _hush():
+    "A process of ours does one thing and says nothing."
+    import warnings
+    from transformers.utils import logging
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"
+    warnings.filterwarnings("ignore"); logging.set_verbosity_error(); logging.disable_progress_bar()
+
 def _in_parallel(todo, cfg, out, jobs, show, exam):
     "The runs in `jobs` processes with one thread each; a line once a run ends, on a terminal a live table instead."
     import multiprocessing as mp
     from concurrent.futures import wait
     from concurrent.futures.process import BrokenProcessPool
-    os.environ |= {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
     start, done, live = time.time(), 0, bool(show) and sys.stdout.isatty()
-    with ProcessPoolExecutor(jobs, mp_context=mp.get_context("spawn")) as workers:
+    with ProcessPoolExecutor(jobs, mp_context=mp.get_context("spawn"), initializer=_hush) as workers:
         waiting = {workers.submit(one_run, spec, seed, cfg, out, **exam): (spec, seed) for spec, seed in todo}
         try:
             if live: print(_status(todo, out, cfg))
@@ -247,7 +253,7 @@ def as_text(rows:list,                # from `table`
     keys = [k for k in keys if k in rows[0]]
     return "\n".join(["| method | seeds | " + " | ".join(keys) + " |", "|---"*(len(keys) + 2) + "|"] + [f"| {r['method']} | {r['seeds']} | " + " | ".join(cell(r[k]) for k in keys) + " |" for r in rows])
 
-# %% ../nbs/04_compare.ipynb #74bc2d4f
+# %% ../nbs/04_compare.ipynb #0e3b230c
 METHODS = "grpo,calibrl,dapo,luffy,sft_grpo"
 EXPERIMENTS = {     # the variants behind the figures below, by name
     "main": "grpo calibrl calibrl:gap=sequence dr_grpo dapo gspo cppo luffy rl_plus sft_grpo grpo_sft",
@@ -255,15 +261,14 @@ EXPERIMENTS = {     # the variants behind the figures below, by name
                  "calibrl:gap=sequence,alpha=1 calibrl_reference:gap=sequence calibrl:weigh_by_adv=false calibrl:norm_std=true calibrl_dr_grpo calibrl_gspo calibrl_cppo",
     "experts": "grpo calibrl:gap=sequence luffy " + " ".join(f"{m}experts={e}" for e in ("noisy", "wrong", "terse", "verbose", "half") for m in ("calibrl:gap=sequence,", "luffy:"))}
 
-def compare_methods(methods:str=METHODS,      # one of `EXPERIMENTS`, or variants separated by spaces or, without options, by commas: "grpo calibrl:alpha=0.3,weight=1"
+def compare_methods(methods:str=METHODS,      # main, ablations, experts, or names with options, as in "grpo,calibrl:alpha=0.3,gap=sequence,dapo"
                     seeds:str="3",            # how many (0, 1, ...), or a list such as 4,7,9
                     steps:int=None,           # training steps of each run (default: 60; 8 with --quick)
                     out:str="runs/compare",   # folder of the records; runs that are there are not repeated
                     quick:bool=False,         # a taste: one seed, a few steps, small tests
                    ):
     "Train methods with several seeds under the same budget and compare them, with intervals."
-    methods = EXPERIMENTS.get(methods, methods)
-    specs = methods.split() if " " in methods or ":" in methods else [m for m in methods.split(",") if m]
+    specs = [m for m in re.split(r"\s+|,(?![a-z_]+=)", EXPERIMENTS.get(methods, methods)) if m]
     try: numbers = [int(s) for s in str(seeds).split(",")]
     except ValueError: raise ValueError(f"seeds: needs how many, or whole numbers separated by commas, not {seeds!r}") from None
     if len(numbers) == 1: numbers = list(range(1 if quick else numbers[0]))

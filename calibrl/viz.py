@@ -282,6 +282,7 @@ def plot_intervals(
             ax.plot(mean, y, "D" if clear else "o", color=WRONG if clear else RIGHT, markersize=5)
         if line is not None: ax.axvline(line, color="k", linewidth=.6)
         ax.set_title(title, fontsize=9)
+        ax.locator_params(axis="x", nbins=5)
     axes[0].set_yticks(range(len(names)), names, fontsize=8)
     axes[0].set_ylim(len(names) - .4, -.6)
     return fig

@@ -65,6 +65,19 @@ def test_names_and_phases():
     assert C.file_name("calibrl:alpha=0.3,gap=mean") != C.file_name("calibrl:alpha=0.3,gap=token") and "/" not in C.file_name("a/../b")
 
 
+@pytest.mark.parametrize("given, specs", [
+    ("grpo,calibrl", ["grpo", "calibrl"]), ("grpo calibrl:alpha=0.3,gap=mean", ["grpo", "calibrl:alpha=0.3,gap=mean"]), ("calibrl:alpha=0.3,weight=1,dapo", ["calibrl:alpha=0.3,weight=1", "dapo"]),
+    ("luffy:experts=half,grpo", ["luffy:experts=half", "grpo"]), ("experts", C.EXPERIMENTS["experts"].split())])
+def test_the_command_splits_names_from_options(monkeypatch, tmp_path, capsys, given, specs):
+    asked = []
+    def run(methods, seeds, cfg, out, **kw):
+        asked.append((methods, seeds, cfg.steps)); (tmp_path/"o").mkdir(exist_ok=True)
+        return C.table([fake(m, s, 3, .1) for m in methods for s in seeds])
+    monkeypatch.setattr(C, "compare", run)
+    C.compare_methods(given, seeds="4,7", steps=5, out=str(tmp_path/"o"))
+    assert asked == [(specs, [4, 7], 5)] and "| method | seeds | greedy" in capsys.readouterr().out and (tmp_path/"o/table.md").exists()
+
+
 def test_experts_of_all_kinds():
     ps = problems(60, split="train", seed=2)
     right = {kind: [bool(p.expert) and score(p.expert, p.answer).correct for p in change(ps, random.Random(0))] for kind, change in C.EXPERTS.items()}

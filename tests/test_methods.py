@@ -174,3 +174,27 @@ def test_what_is_off_is_off():
     lp, old, mask = torch.tensor([[0., -30.]]), torch.tensor([[-19., 0.]]), torch.ones(1, 2).bool()
     loss, k = hybrid_loss(lp, old, lp*0, torch.ones(1), [True], mask, weight=0., clip_low=1., clip_high=OFF, dual_clip=OFF)
     assert loss.item() == pytest.approx(-(math.exp(19) + math.exp(-20))/2, rel=1e-5) and k["clip_fraction"] == 0
+
+
+def test_the_reference_is_the_policy_without_its_adapter(tiny, ro):
+    policy, base = Policy.from_pretrained(tiny, bits=4), Policy.from_pretrained(tiny, bits=4, lora_rank=0)
+    for w in policy.trainable: w.data += .02*torch.randn_like(w)
+    rows, adv = ROWS["reference"](policy, ro, torch.ones(B, n), Config(method="calibrl_reference").settled())
+    with torch.no_grad(): own, want = policy.logps(ro.problems, ro.grouped), base.logps(ro.problems, ro.grouped)
+    T = want.logp.shape[1]
+    torch.testing.assert_close(rows.expert_logp[:, :T], want.logp, atol=1e-5, rtol=1e-4)
+    assert (own.logp - want.logp).abs().max() > .01 and torch.equal(rows.expert_mask, ro.mask) and rows.has_expert.all() and adv.sum() == B*n
+    assert torch.equal(rows.expert_logp[~ro.mask], torch.zeros_like(rows.expert_logp[~ro.mask]))
+
+
+def test_text_only_models_take_the_same_path(checkpoint):
+    "A text-only policy and sums without pictures: what learns from experts raises their log-probability."
+    from calibrl.tasks import Problem
+    ps = [Problem(f"{a}+{b}=", str(a + b), expert=f"<think>{a}+{b}={a + b}</think><answer>{a + b}</answer>") for a in range(2, 4) for b in range(5, 7)]
+    for method, rises in (("sft", True), ("grpo_sft", True), ("luffy", True), ("calibrl", False)):
+        policy = Policy.from_pretrained(checkpoint("qwen2"))
+        with torch.no_grad(): before = policy.logps(ps, [p.expert for p in ps]).logp.sum()
+        rows = list(train(policy, ps, Config(method=method, prompts=4, responses=2, mini_batches=1, steps=2, lr=1e-2, max_new_tokens=8)))
+        with torch.no_grad(): after = policy.logps(ps, [p.expert for p in ps]).logp.sum()
+        assert (after > before) == rises, method
+        assert rows[0]["solved_groups"] == 0 and (rows[0]["grad_norm"] > 0) == rises                  # CalibRL hears nothing from groups that are all wrong
