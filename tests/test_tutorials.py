@@ -88,3 +88,20 @@ def test_the_page_on_performance_shows_the_record_as_it_is():
 def test_the_page_of_results_shows_the_record_as_it_is():
     from calibrl.cli import table
     assert table(json.loads((ROOT/"nbs/records/demo/summary.json").read_text())["figures"]) in saved("results"), "run nbs/pages/results.ipynb again: the record has changed"
+
+
+def commands():
+    "The lines of the tutorials that are meant for a shell."
+    for path in sorted((ROOT/"nbs/tutorials").glob("*.ipynb")):
+        for cell in json.loads(path.read_text(encoding="utf-8"))["cells"]:
+            yield from re.findall(r"^!calibrl (.+)$", "".join(cell["source"]), flags=re.M)
+
+
+@pytest.mark.parametrize("line", list(commands()))
+def test_the_commands_for_a_large_model_have_options_that_exist(line):
+    import shlex
+    from calibrl.cli import COMMANDS, make_parser
+    words = shlex.split(line)
+    name = next((n for n in (" ".join(words[:2]), words[0]) if n in COMMANDS), None)
+    if name is None: pytest.skip(f"{words[0]} is not a command yet")
+    make_parser(name).parse_args(words[len(name.split()):])
