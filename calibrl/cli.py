@@ -8,7 +8,7 @@ __all__ = ['MAY_CHANGE', 'LOGS', 'TRACKERS', 'COMMANDS', 'run_folder', 'other_op
            'status', 'check_tracker', 'tracking', 'write_report', 'run', 'exam', 'compare_exams', 'compare_by', 'demo',
            'report', 'train', 'start', 'check_writable', 'claim', 'finish', 'drop_experts', 'join_processes',
            'report_run', 'evaluate', 'benchmark_sets', 'eval_folder', 'show_figures', 'bench', 'adapter_folder',
-           'model_path', 'training_problems', 'make_parser', 'main', 'versions', 'usage', 'quiet']
+           'model_path', 'training_problems', 'of_room', 'make_parser', 'main', 'versions', 'usage', 'quiet']
 
 # %% ../nbs/06_cli.ipynb #cf5c2894
 import argparse, base64, contextlib, importlib.util, inspect, io, json, logging, math, os, shutil, signal, sys, threading, time
@@ -554,16 +554,35 @@ def training_problems(data, seed=0, map=None, on_bad="skip",
     if not found: raise ValueError(f"--data {data}: no row can be used; calibrl data check says why")
     return found
 
+# %% ../nbs/06_cli.ipynb #c0a11e02
+def of_room(path,     # "module.function" below calibrl
+            about,    # one line for `calibrl --help`
+           ):         # a command
+    """A command made of a function of another room; as a model, "tiny" is the embedded one."""
+    def function():
+        from importlib import import_module
+        module, name = path.split(".")
+        return getattr(import_module(f"calibrl.{module}"), name)
+    def command(**options): return function()(**options | ({"model": model_path("tiny")} if options.get("model") == "tiny" else {}))
+    command.function, command.__doc__ = function, about
+    return command
+
+
 # %% ../nbs/06_cli.ipynb #aec4783e
-COMMANDS = {"demo": demo, "train": train, "report": report_run, "eval": evaluate, "bench": bench}
+COMMANDS = {"demo": demo, "data check": of_room("data.check_file", "Read a data set as training would, and report what is in it, what cannot be used, and why."),
+            "plan": of_room("plan.plan", "What a QLoRA step needs: memory by part, tokens, operations, and the largest micro-batch that fits."), "train": train, "report": report_run,
+            "export": of_room("rollout.export", "Merge an adapter into the 16-bit weights of its base, for serving."), "eval": evaluate,
+            "compare": of_room("compare.compare_methods", "Train methods with several seeds under the same budget and compare them, with intervals."), "bench": bench}
 
 def make_parser(name:str)->argparse.ArgumentParser:
     "The options of one command, read off its function's signature and comments."
     from fastcore.docments import docments
     parser = argparse.ArgumentParser(f"calibrl {name}", description=COMMANDS[name].__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-    for key, p in docments(COMMANDS[name], full=True, returns=False).items():
-        if p.default is inspect.Parameter.empty: parser.add_argument(key, type=p.anno, help=p.docment); continue         # no default: given by position
-        kind = dict(action="store_true") if p.anno is bool else dict(type=p.anno, default=p.default, metavar=key.split("_")[-1].upper())
+    for key, p in docments(getattr(COMMANDS[name], "function", lambda: COMMANDS[name])(), full=True, returns=False).items():
+        if p.default is inspect.Parameter.empty:                                     # no default: given by position, the place of the result by name
+            parser.add_argument("--out", type=p.anno, help=p.docment, metavar="OUT", required=True) if key == "out" else parser.add_argument(key, type=p.anno, help=p.docment)
+            continue
+        kind = dict(action=argparse.BooleanOptionalAction if p.default else "store_true") if p.anno is bool else dict(type=p.anno, default=p.default, metavar=key.split("_")[-1].upper())
         text = (p.docment or "").replace("%", "%%")
         if p.default is None or "(default" in text or p.anno is bool: kind["default"] = p.default if p.anno is bool else argparse.SUPPRESS
         parser.add_argument("--" + key.replace("_", "-"), help=text, **kind)
@@ -574,15 +593,16 @@ def main(argv:list=None)->int:
     argv = list(sys.argv[1:] if argv is None else argv)
     if argv[:1] in (["--version"], ["-V"]): print(f"calibrl {__version__}"); return 0
     if not argv or argv[0] in ("-h", "--help", "help"): print(usage()); return 0
-    if argv[0] not in COMMANDS: print(f"calibrl: no command {argv[0]!r}; commands are {', '.join(COMMANDS)}", file=sys.stderr); return 2
+    name = next((c for c in COMMANDS if argv[:len(c.split())] == c.split()), None)
+    if not name: print(f"calibrl: no command {argv[0]!r}; commands are {', '.join(COMMANDS)}", file=sys.stderr); return 2
     try:
-        options = vars(make_parser(argv[0]).parse_args(argv[1:]))
-        quiet(); COMMANDS[argv[0]](**options)
+        options = vars(make_parser(name).parse_args(argv[len(name.split()):]))
+        quiet(); COMMANDS[name](**options)
     except SystemExit as e: return e.code or 0
     except KeyboardInterrupt: print("\ncalibrl: stopped", file=sys.stderr); return 130
     except (ValueError, OSError, ImportError, RuntimeError) as e:
         if os.environ.get("CALIBRL_DEBUG"): raise
-        print(f"calibrl {argv[0]}: {' '.join(str(e).split())}", file=sys.stderr); return 2
+        print(f"calibrl {name}: {' '.join(str(e).split())}", file=sys.stderr); return 2
     return 0
 
 # %% ../nbs/06_cli.ipynb #88c79f47
@@ -594,7 +614,7 @@ def versions()->dict:
 # %% ../nbs/06_cli.ipynb #ad84c0da
 def usage()->str:
     "What `calibrl` alone prints."
-    lines = [f"  calibrl {name:6} {f.__doc__}" for name, f in COMMANDS.items()]
+    lines = [f"  calibrl {name:10} {f.__doc__}" for name, f in COMMANDS.items()]
     return "\n".join(["calibrl: RL for multimodal language models with an expert to measure against.\n", *lines, 
                       "\nStart with: calibrl demo --quick     Options of a command: calibrl train --help"])
 
