@@ -344,12 +344,14 @@ def train(model:str="tiny",        # save_pretrained folder or hub id; "tiny" is
           max_new_tokens:int=None, # longer responses are truncated (default: 64)
           sample_prompts:int=None, # problems sampled at once (default: all that a process has of a step)
           save_every:int=None,     # steps between checkpoints (default: 10)
+          engine:str="shared",     # how groups are run: "shared", each prompt and image once for all its responses, is the one way
           tracker:str=None,        # tensorboard, trackio or wandb, beside metrics.jsonl (default: none)
          ):
     "Train an adapter on any image-text-to-text model; the same command goes on where a stopped run was. Leaves metrics.jsonl, report.html, checkpoints/ and adapter/."
     options = locals()
     from calibrl.train import Config, load_config
     cfg = load_config(config, preset, **{f.name: options[f.name] for f in fields(Config) if f.name in options})
+    if engine != "shared": raise ValueError(f"engine must be 'shared', not {engine!r}: repeated prompts exist in the tests alone, as what the shared ones must equal")
     check_tracker(tracker)
     start(out, cfg, {k: options[k] for k in ("model", "adapter", "data", "map", "on_bad", "max_prompt_tokens", "bits", "lora_rank")}, tracker)
 

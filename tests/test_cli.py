@@ -19,7 +19,7 @@ def test_help_and_version(capsys):
 @pytest.mark.parametrize("argv, word", [
     (["trian"], "no command 'trian'"), (["train", "--gap", "tokens"], "gap must be one of"), (["train", "--alpha", "x"], "invalid float value"), (["train", "--nope"], "unrecognized"),
     (["train", "--method", "ppo"], "method must be one of"), (["train", "--model", "/no/model"], "no model at"), (["train", "--config", "/no/c.toml"], "no configuration at"),
-    (["train", "--bits", "3"], "bits must be"), (["train", "--adapter", "/no/run"], "no adapter in"),
+    (["train", "--bits", "3"], "bits must be"), (["train", "--engine", "rows"], "engine must be 'shared'"), (["train", "--adapter", "/no/run"], "no adapter in"),
     (["eval", "--adapter", "/no/run"], "no adapter in"), (["eval", "--benchmarks", "geo"], "benchmark geo is unknown"), (["eval", "--limit", "0"], "at least 1"),
     (["demo", "--steps", "-1"], "steps must be")])
 def test_mistakes_get_one_line_and_exit_code_2(argv, word, capsys, tmp_path, monkeypatch):
