@@ -133,7 +133,7 @@ def free_port():
 def voila(tmp_path):
     "Voila, serving the first tutorial."
     port, log = free_port(), open(tmp_path/"log", "w+")
-    env = {k: v for k, v in os.environ.items() if k != "MPLBACKEND"} | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}   # a kernel picks its own backend: with agg a figure is a line of text
+    env = {k: v for k, v in os.environ.items() if k != "MPLBACKEND"} | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "IPYTHONDIR": str(tmp_path/"ipython")}   # its own history, which another kernel cannot lock; a kernel picks its own backend: with agg a figure is a line of text
     server = subprocess.Popen([sys.executable, "-m", "voila", "alpha.ipynb", "--no-browser", f"--port={port}", "--Voila.ip=127.0.0.1"], cwd=ROOT/"nbs/tutorials", env=env, stdout=log, stderr=log)
     try:
         for _ in range(240):
