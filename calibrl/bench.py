@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['SHAPES', 'WAYS', 'CASES', 'BASE', 'SWEEPS', 'seconds', 'paired', 'record', 'theory', 'bench_processor', 'bench_model',
            'sides', 'bench_problem', 'bench_groups', 'repeated', 'forward_backward', 'differ', 'prefix', 'sample',
-           'full_logits', 'head_work', 'head', 'our_step', 'trl_trainer', 'step_vs_trl', 'resident', 'peak', 'alone',
-           'alone_here', 'memory', 'check', 'plot_bench', 'bench', 'line', 'machine', 'one_group', 'tokens', 'growth',
-           'spent']
+           'full_logits', 'head_work', 'head', 'two_products', 'our_step', 'trl_trainer', 'step_vs_trl', 'resident',
+           'peak', 'alone', 'alone_here', 'memory', 'check', 'plot_bench', 'bench', 'line', 'machine', 'one_group',
+           'tokens', 'growth', 'spent']
 
 # %% ../nbs/07_bench.ipynb #d1f5e9b6
 import copy, gc, json, os, platform, subprocess, sys, tempfile, time
@@ -169,17 +169,18 @@ def sample(P, L, G, runs=5, width=512, layers=4, B=4)->list:
     same = {"name": f"sample/P{P}_L{L}_G{G}", "logp_error": error}
     return [record(pairs=paired(lambda: policy.sample(problems, G, max_new_tokens=L), theirs, runs), **same)] if runs else [same]
 
-# %% ../nbs/07_bench.ipynb #4a075999
-def full_logits(hidden, weight, targets, entropy=True):
-    "Log-probabilities (and entropies) through logits over the whole vocabulary."
+# %% ../nbs/07_bench.ipynb #01b1d43b
+def full_logits(hidden, weight, targets, temperature=1.0, entropy=True):
+    "Log-probabilities (and entropies) through logits over the whole vocabulary, over the temperature."
     logits = hidden @ weight.T
+    if temperature != 1: logits = logits/temperature
     logp = logits.gather(1, targets[:, None])[:, 0] - logits.logsumexp(1)
     if not entropy: return logp, None
     with torch.no_grad():
         logs = logits.log_softmax(1)
         return logp, -(logs.exp()*logs).sum(1)
 
-def head_work(V, N, d, way, seed=0)->tuple:      # log-probabilities, gradient with respect to the hidden states
+def head_work(V, N, d, way)->tuple:      # log-probabilities, gradient with respect to the hidden states
     "Forward and backward of one way through the head."
     hidden, weight, targets = _head_inputs(V, N, d)
     hidden = hidden.clone().requires_grad_()
@@ -196,22 +197,30 @@ def _head_inputs(V, N, d):
 
 WAYS = {"ours": head_logps, "peer": full_logits, "peer_logp_only": lambda h, W, y: full_logits(h, W, y, entropy=False)}
 
-# %% ../nbs/07_bench.ipynb #9de27872
+# %% ../nbs/07_bench.ipynb #91ce37d2
 def head(V, N, d=1024, runs=5)->list:
     "Log-probabilities of N tokens with a vocabulary of V, forward and backward, without and with full logits."
     same = differ(*[head_work(V, N, d, WAYS[w]) for w in ("ours", "peer")])
     name = f"V{V}_N{N}"
     if not runs: return [same | {"name": f"head/{name}"}]
-    rounds = [[seconds(lambda: head_work(V, N, d, way)) for way in WAYS.values()] for _ in range(runs + 1)][1:]
-    return [record(f"head/{name}", [(a, b) for a, b, _ in rounds], **same), record(f"head_logp_only/{name}", [(a, c) for a, _, c in rounds], **same)]
+    rounds = [[seconds(lambda: head_work(V, N, d, way)) for way in WAYS.values()] + [seconds(lambda: two_products(V, N, d))] for _ in range(runs + 1)][1:]
+    _HEADS.clear()
+    floor = {"products": median(x[3] for x in rounds)} | same
+    return [record(f"head/{name}", [x[:2] for x in rounds], **floor), record(f"head_logp_only/{name}", [x[::2][:2] for x in rounds], **floor)]
 
-# %% ../nbs/07_bench.ipynb #7d9ffea5
-def our_step(P, width=512, layers=4, prompts=4, responses=8, max_new_tokens=64):
-    "A function that makes one whole step: sampling, scoring, update."
+def two_products(V, N, d, tile=512):
+    "The matrix products that every way has to do, and nothing else: logits, and the gradient's sum over the vocabulary."
+    hidden, weight, _ = _head_inputs(V, N, d)
+    total = torch.zeros_like(hidden)
+    for i in range(0, V, tile): total.addmm_(hidden @ weight[i:i+tile].T, weight[i:i+tile])
+
+# %% ../nbs/07_bench.ipynb #e678e006
+def our_step(P, width=512, layers=4, prompts=4, responses=8, max_new_tokens=64, split=False):
+    "A function that makes one whole step: sampling, scoring, update; `split`: one group in each pass, whatever its size."
     processor = bench_processor()
     policy = Policy(add_adapter(bench_model(processor, width, layers)), processor)
     problems = [bench_problem(processor, P, max_new_tokens, seed) for seed in range(prompts)]
-    cfg = Config(prompts=prompts, responses=responses, max_new_tokens=max_new_tokens, mini_batches=1, lr=1e-5)
+    cfg = Config(prompts=prompts, responses=responses, max_new_tokens=max_new_tokens, mini_batches=1, lr=1e-5, **({"micro_tokens": 1} if split else {}))
     optimizer, seeds = torch.optim.AdamW(policy.trainable, lr=cfg.lr), iter(range(10**9))
     def step():
         ro = rollout(policy, problems, cfg.responses, cfg.temperature, cfg.max_new_tokens, seed=next(seeds))
@@ -219,9 +228,9 @@ def our_step(P, width=512, layers=4, prompts=4, responses=8, max_new_tokens=64):
         return train_step(policy, optimizer, ro, cfg)
     return step
 
-# %% ../nbs/07_bench.ipynb #fe5a6735
-def trl_trainer(P, steps, callbacks=(), width=512, layers=4, prompts=4, responses=8, max_new_tokens=64):
-    "TRL's GRPOTrainer set up for the same steps."
+# %% ../nbs/07_bench.ipynb #7db503f3
+def trl_trainer(P, steps, callbacks=(), width=512, layers=4, prompts=4, responses=8, max_new_tokens=64, split=False):
+    "TRL's GRPOTrainer set up for the same steps; `split`: gradients accumulated over passes of one group's rows."
     try:
         from datasets import Dataset
         from trl import GRPOConfig, GRPOTrainer
@@ -231,7 +240,7 @@ def trl_trainer(P, steps, callbacks=(), width=512, layers=4, prompts=4, response
     problems = [bench_problem(processor, P, max_new_tokens, seed) for seed in range(prompts)]
     rows = [dict(prompt=[dict(role="user", content=f"{p.question}\n{INSTRUCTION}")], image=p.images[0]) for p in problems]
     never = [i for i in processor.tokenizer.all_special_ids if i != 2]
-    args = GRPOConfig(output_dir=str(Path(tempfile.gettempdir())/"calibrl-bench"), per_device_train_batch_size=prompts*responses, num_generations=responses, max_completion_length=max_new_tokens, max_steps=steps, learning_rate=1e-5, beta=0.0,
+    args = GRPOConfig(output_dir=str(Path(tempfile.gettempdir())/"calibrl-bench"), per_device_train_batch_size=responses if split else prompts*responses, gradient_accumulation_steps=prompts if split else 1, num_generations=responses, max_completion_length=max_new_tokens, max_steps=steps, learning_rate=1e-5, beta=0.0,
                       temperature=1.0, top_p=1.0, top_k=0, generation_kwargs=dict(suppress_tokens=never), bf16=False, use_cpu=True, gradient_checkpointing=False, shuffle_dataset=False,
                       dataloader_pin_memory=False, report_to=[], logging_strategy="no", save_strategy="no", disable_tqdm=True)
     lora = LoraConfig(r=16, lora_alpha=32, target_modules=LORA_TARGETS, task_type="CAUSAL_LM")
@@ -271,13 +280,15 @@ def peak(work)->float:         # MiB
     work()
     return resident("VmHWM") - before
 
-# %% ../nbs/07_bench.ipynb #f38aa499
+# %% ../nbs/07_bench.ipynb #98fe2ec6
 def alone(what, side, args, tidy=True)->float:      # MiB
-    "The peak of one side of `what` (head or step), in a process of its own; `tidy`: freed blocks from 1 MiB on are given back."
+    "The peak of one side of `what` (head, step, split_step or group), in a process of its own; `tidy`: freed blocks from 1 MiB on are given back."
+    import calibrl
     code = f"from calibrl import bench; bench.alone_here({what!r}, {side!r}, {list(args)!r})"
-    env = {**os.environ, **({"MALLOC_MMAP_THRESHOLD_": str(2**20)} if tidy else {}), "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join([str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")])}
+    env = {**os.environ, **({"MALLOC_MMAP_THRESHOLD_": str(2**20)} if tidy else {}), "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join([str(Path(calibrl.__file__).parents[1]), os.environ.get("PYTHONPATH", "")])}
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=env)
-    if done.returncode: raise RuntimeError(f"measuring the memory of {what}, {side}, failed: {(done.stderr.strip().splitlines() or ['killed: out of memory?'])[-1]}")
+    why = "killed: out of memory?" if done.returncode < 0 else (done.stderr.strip().splitlines() or ["no message"])[-1]
+    if done.returncode: raise RuntimeError(f"measuring the memory of {what}, {side}, failed: {why}")
     return float(done.stdout.split()[-1])
 
 def alone_here(what, side, args):
@@ -286,9 +297,10 @@ def alone_here(what, side, args):
     if what == "head":
         _head_inputs(*args)
         mib = peak(lambda: head_work(*args, WAYS[side]))
-    elif side == "ours": mib = peak(our_step(*args))
+    elif what == "group": mib = peak(one_group(sides(*args[4:])[0], *args[:4]))
+    elif side == "ours": mib = peak(our_step(args[0], split=what == "split_step"))
     else:
-        trainer = trl_trainer(args[0], 1)
+        trainer = trl_trainer(args[0], 1, split=what == "split_step")
         mib = peak(trainer.train)
     print(mib)
 
@@ -296,18 +308,19 @@ def memory(name, what, args, tidy=True, runs=5)->list:
     "Peak memory of both sides, each time in fresh processes."
     return [record(name, [tuple(alone(what, side, args, tidy) for side in ("ours", "peer")) for _ in range(runs)], unit="MiB above the loaded model")]
 
-# %% ../nbs/07_bench.ipynb #187aa3e3
+# %% ../nbs/07_bench.ipynb #b1cc1be2
+_MEMORY = ("memory_vs_trl", "step", False), ("tidy_memory_vs_trl", "step", True), ("split_memory_vs_trl", "split_step", False)
 _VOCABULARY = 151_936, 2048, 1024      # tokens of Qwen2.5's vocabulary, tokens scored, hidden size
 CASES = ({f"prefix/P{P}_L{L}_G{G}": (prefix, P, L, G) for P, L, G in SHAPES} | {"sample/P256_L64_G8": (sample, 256, 64, 8), "head/V151936_N2048": (head, *_VOCABULARY)}
          | {"head_memory/V151936_N2048": (memory, "head_memory/V151936_N2048", "head", _VOCABULARY)}
-         | {f"step_vs_trl/P{P}": (step_vs_trl, P) for P in (160, 500)} | {f"{name}/P{P}": (memory, f"{name}/P{P}", "step", (P,), tidy) for name, tidy in (("memory_vs_trl", True), ("resident_vs_trl", False)) for P in (160, 500)})
+         | {f"step_vs_trl/P{P}": (step_vs_trl, P) for P in (160, 500)} | {f"{name}/P{P}": (memory, f"{name}/P{P}", what, (P,), tidy) for name, what, tidy in _MEMORY for P in (160, 500)})
 
 def check(out=None)->list:
     "Do both sides agree? On a small model, in seconds; RuntimeError if not."
     small = dict(runs=0, width=128, layers=2)
     return prefix(96, 8, 3, **small) + prefix(120, 5, 2, **small) + sample(96, 8, 3, B=2, **small) + head(1000, 32, 16, runs=0)
 
-# %% ../nbs/07_bench.ipynb #0175fc12
+# %% ../nbs/07_bench.ipynb #6f79b4f1
 def plot_bench(rows,      # records with a ratio
               ):          # a matplotlib figure
     "Bars of the ratios; a tick where theory puts the prefix."
@@ -316,10 +329,11 @@ def plot_bench(rows,      # records with a ratio
     ax = fig.subplots()
     for y, r in enumerate(rows):
         ax.barh(y, r["ratio"], color="#9a6324" if "MiB" in r["unit"] else "#4363d8", height=.6)
-        ax.text(r["ratio"], y, f" {r['ratio']:.2f}", va="center", fontsize=8)
+        ax.text(max(r["ratio"], r.get("theory", 0)), y, f"  {r['ratio']:.2f}", va="center", fontsize=8)
         if r.get("theory"): ax.plot([r["theory"]]*2, [y - .4, y + .4], color="black", lw=1.5)
     ax.set_yticks(range(len(rows)), [r["name"] for r in rows], fontsize=8); ax.invert_yaxis(); ax.axvline(1, color="gray", lw=.8)
-    ax.set_xlabel("peer / ours: CPU time (blue), peak memory (brown); tick: by token count", fontsize=8)
+    ax.set_xscale("log"); ax.set_xticks([1, 2, 3, 5, 10, 20, 50, 100], [1, 2, 3, 5, 10, 20, 50, 100]); ax.minorticks_off(); ax.set_xlim(.7, 1.6*max([2] + [r["ratio"] for r in rows]))
+    ax.set_xlabel("peer / ours, log scale: CPU time (blue), peak memory (brown); tick: by token count", fontsize=8)
     for side in ("top", "right"): ax.spines[side].set_visible(False)
     return fig
 
@@ -366,7 +380,7 @@ def _hush():
     import transformers
     warnings.filterwarnings("ignore"); transformers.logging.set_verbosity_error(); logging.getLogger("trl").setLevel(logging.ERROR)
 
-# %% ../nbs/07_bench.ipynb #de9ecb5d
+# %% ../nbs/07_bench.ipynb #012f815c
 BASE = dict(P=256, L=64, G=8, share=.75)
 SWEEPS = dict(P=(128, 256, 512, 1024), L=(32, 64, 128, 256), G=(4, 8, 16), share=(0.25, .5, .75, .9))
 
@@ -380,14 +394,15 @@ def tokens(P, L, G, share=.75)->float:
     return P*(1 + share*2/3) + (G + 1)*L
 
 def growth(out:str="runs/bench", runs=3, sweeps=SWEEPS, vocabularies=(9_496, 37_984, 151_936), width=512, layers=4)->list:
-    "How seconds grow with prompt, response, group, image and vocabulary; writes growth.json."
+    "How seconds and peak memory grow with prompt, response, group, image and vocabulary; writes growth.json."
     policy, _ = sides(width, layers)
     rows, measure = [], lambda f: median([seconds(f) for _ in range(runs + 1)][1:])
+    memory_of = alone if Path("/proc/self/clear_refs").exists() else lambda *a: None                  # measured on Linux only
     for name, values in sweeps.items():
         for v in values:
             at = BASE | {name: v}
-            rows.append({"vary": name, "value": v, "seconds": measure(one_group(policy, **at)), "tokens": tokens(**at)})
-    for V in vocabularies: rows.append({"vary": "V", "value": V, "seconds": measure(lambda: head_work(V, 576, 1024, head_logps)), "tokens": V})
+            rows.append({"vary": name, "value": v, "seconds": measure(one_group(policy, **at)), "tokens": tokens(**at), "MiB": memory_of("group", "ours", (*at.values(), width, layers))})
+    for V in vocabularies: rows.append({"vary": "V", "value": V, "seconds": measure(lambda: head_work(V, 576, 1024, head_logps)), "tokens": V, "MiB": memory_of("head", "ours", (V, 576, 1024))})
     Path(out).mkdir(parents=True, exist_ok=True)
     (Path(out)/"growth.json").write_text(json.dumps({"rows": rows, "spent": spent(policy), "machine": machine()}, indent=1) + "\n")
     return rows

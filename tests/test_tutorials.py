@@ -102,6 +102,5 @@ def test_the_commands_for_a_large_model_have_options_that_exist(line):
     import shlex
     from calibrl.cli import COMMANDS, make_parser
     words = shlex.split(line)
-    name = next((n for n in (" ".join(words[:2]), words[0]) if n in COMMANDS), None)
-    if name is None: pytest.skip(f"{words[0]} is not a command yet")
+    name = next(n for n in (" ".join(words[:2]), words[0]) if n in COMMANDS)
     make_parser(name).parse_args(words[len(name.split()):])
