@@ -419,7 +419,7 @@ def drop_experts(policy,
         try: p.expert and policy.tokens(p.expert)
         except ValueError as e:
             if on_bad == "fail": raise ValueError(f"the expert of problem {p.id!r} cannot be used: {e}") from None
-            bad.append(f"{p.id!r}: {e}"); problems[i] = replace(p, expert=None)
+            bad.append(f"{p.id!r}: {e}"); problems[i] = replace(p, expert=None, images=vars(p)["images"])       # a picture that waits on disk goes on waiting
     if bad: print(f"calibrl: {len(bad)} of {len(problems)} problems train without their expert, the first is {bad[0]}", file=sys.stderr)
     return len(bad)
 
