@@ -197,7 +197,7 @@ def write_report(out, rows=None)->Path:
     cfg, samples = load_config(out/"config.toml"), read_lines(out/"samples.jsonl")[-24:]
     keys = ("accuracy", "reward", "entropy", "gap", "gated_fraction", "clip_fraction", "approx_kl", "length", "grad_norm")
     for s in samples: s["question"] = f"step {s['step']}: {s['question']}"; s["image"] = base64.b64decode(s["image"].split(",")[1]) if s.get("image") else None
-    about = {"steps": f"{len(rows)} of {cfg.steps}", "method": cfg.method, "seed": cfg.seed, "hours": sum(r["seconds"] for r in rows)/3600, "skipped steps": sum(bool(r["skipped_updates"]) for r in rows), "verifier kills": sum(r["verifier_kills"] for r in rows)}
+    about = {"steps": f"{len(rows)} of {cfg.steps}", "method": cfg.method, "seed": cfg.seed, "minutes": round(sum(r["seconds"] for r in rows)/60, 1), "skipped steps": sum(bool(r["skipped_updates"]) for r in rows), "verifier kills": sum(r["verifier_kills"] for r in rows)}
     last = [{"step": r["step"]} | {k: r.get(k) for k in keys} for r in rows[-5:]]
     page = viz.report_html(f"Training {out.name}", about, {"The last steps": last} if rows else {}, {"Training": viz.plot_curves(rows, keys)} if rows else {}, samples[::-1])
     path = out/("training.html" if (out/"answers.jsonl").exists() else "report.html")                  # a demo has a report of its own
