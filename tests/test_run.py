@@ -120,6 +120,15 @@ def test_a_damaged_checkpoint_is_passed_over(straight, tmp_path, capsys):
     assert "step-6 cannot be read" in capsys.readouterr().err and same(read_lines(out/"metrics.jsonl"), read_lines(straight/"metrics.jsonl"))
 
 
+def test_a_checkpoint_comes_into_being_by_one_rename(tiny, tmp_path, monkeypatch):
+    "All files are written under another name; until the rename there is no checkpoint, and when it fails nothing is left."
+    policy, seen = Policy.from_pretrained(tiny), []
+    def fails(self, target): seen.append({p.name for p in self.iterdir()}); raise OSError(28, "No space left on device")
+    monkeypatch.setattr(Path, "rename", fails)
+    with pytest.raises(OSError, match="the checkpoint of step 1 could not be written"): T.save_checkpoint(tmp_path, 1, policy, T.make_optimizer(policy, T.Config()))
+    assert seen == [{"adapter", "state.json", "state.safetensors"}] and list(tmp_path.iterdir()) == []
+
+
 def test_ctrl_c_finishes_the_step_and_saves(straight, tmp_path):
     out = tmp_path/"run"
     p = command(out)
