@@ -114,13 +114,14 @@ def exploration_loss(
     loss = alpha_gate(torch.where(correct.bool()[:, None], -gap, gap), alpha)
     return adv.detach().abs()[:, None]*loss if weigh_by_adv else loss
 
-# %% ../nbs/00_loss.ipynb #fa270864
+# %% ../nbs/00_loss.ipynb #520f72ce
 def _check_settings(dual_clip, **settings):
     "Refuse numbers with which the loss means nothing"
     for name, v in settings.items():
         if not 0 <= v < float("inf"): raise ValueError(f"{name}: needs a finite number of at least 0, got {v}")
     if not dual_clip > 1: raise ValueError(f"dual_clip: needs a number above 1 (infinity switches it off), got {dual_clip}")
 
+# %% ../nbs/00_loss.ipynb #fa270864
 def _as(name, x, like, shape, kind="number"):
     "`x` on `like`'s device with exactly `shape`, or one clear line that names the argument"
     if x is None: raise ValueError(f"{name}: is missing, needs shape {shape}")
@@ -135,13 +136,14 @@ def _as(name, x, like, shape, kind="number"):
         raise ValueError(f"{name}: needs {'floating-point log-probs' if kind == 'logp' else 'real numbers'}, got {x.dtype}")
     return x.to(like.dtype)
 
-# %% ../nbs/00_loss.ipynb #7aa94385
+# %% ../nbs/00_loss.ipynb #130754a6
 def _finite(name, x, counts):
     "Refuse NaN and infinity where they would count"
     bad = ~x.isfinite() & counts
     if bad.any():
         raise ValueError(f"{name}: NaN or infinite at {tuple(bad.nonzero()[0].tolist())}, where it counts (only masked positions may be)")
 
+# %% ../nbs/00_loss.ipynb #7aa94385
 def _checked(logp, old_logp, expert_logp, adv, correct, mask, has_expert, expert_mask):
     "The batch in one float type, shapes checked, everything that does not count set to zero"
     if not torch.is_tensor(logp) or logp.ndim != 2 or not logp.is_floating_point():
@@ -303,11 +305,12 @@ def hybrid_loss(
     return loss, _metrics(new, old_logp, adv, own, D=D, wrong_side=torch.where(correct[:, None], -D, D), has=has, loss=loss,
                           policy_loss=policy, exploration_loss=explore, expert_loss=taught, **clip)
 
-# %% ../nbs/00_loss.ipynb #d5776c68
+# %% ../nbs/00_loss.ipynb #4fc6bf2a
 def surrogate_loss(*args, weight:float=0.0, **settings)->tuple:
     "`hybrid_loss` without its exploration term: `weight` is ignored"
     return hybrid_loss(*args, weight=0.0, **settings)
 
+# %% ../nbs/00_loss.ipynb #d07ad406
 _per_length = dict(reduce="seq-mean-token-sum", dual_clip=OFF)
 _unclipped = _per_length | dict(clip_low=1.0, clip_high=OFF)
 _gspo = dict(reduce="seq-mean-token-mean", clip_low=3e-4, clip_high=4e-4, dual_clip=OFF)
@@ -319,6 +322,10 @@ OBJECTIVES |= {
     "dapo": Objective(surrogate_loss, True, "arXiv 2503.14476", dict(clip_high=0.28, dual_clip=OFF, tries=10, overlong=0.2), rows="overlong"),
     "gspo": Objective(partial(surrogate_loss, sequence=True), True, "arXiv 2507.18071", _gspo),
     "cppo": Objective(surrogate_loss, True, "arXiv 2503.22342", _cppo, rows="largest"),
+}
+
+# %% ../nbs/00_loss.ipynb #d5776c68
+OBJECTIVES |= {
     "sft": Objective(surrogate_loss, False, "arXiv 2203.02155", rows="expert-only"),
     "grpo_sft": Objective(surrogate_loss, True, "arXiv 2504.14945", takes=("expert_weight",), rows="expert-apart"),
     "luffy": Objective(partial(surrogate_loss, expert_tokens="luffy"), False, "arXiv 2504.14945", _unclipped, ("max_new_tokens",), "expert-in"),
