@@ -179,6 +179,18 @@ def _rows(m):
     if len(rows) == 1 or all(len(r) == 1 for r in rows): rows = [c for r in rows for c in r]; return f"({', '.join(rows)})"
     return f"({', '.join('(' + ', '.join(r) + ')' for r in rows)})"
 
+# %% ../nbs/00a_tasks.ipynb #328747de
+def _unbox(s):
+    r"Drop `\boxed{...}` around anything, nested braces included."
+    for _ in range(4):
+        i = s.find("\\boxed{")
+        if i < 0: break
+        depth, j = 1, i + 7
+        while j < len(s) and depth: depth += (s[j] == "{") - (s[j] == "}"); j += 1
+        if depth: break
+        s = s[:i] + " " + s[i+7:j-1] + " " + s[j:]
+    return s
+
 # %% ../nbs/00a_tasks.ipynb #2b6aef3f
 def _latex(s):
     "LaTeX commands as single symbols; wrappers, layout and dollar signs gone."
@@ -201,18 +213,6 @@ def _latex(s):
     s = re.sub(r"\^ ?\{? ?(?:°|(?<=\d\^)o\b|(?<=\d\^\{)o\b) ?\}?", "°", s).replace("~", " ").replace(":=", "=")
     s = re.sub(r"(?<=[\])]) ?U ?(?=[\[(])", "∪", s)
     if "°" in s: s = _ARC.sub(lambda m: f"({m[1]}+{m[2]}/60+{m[3] or 0}/3600)°", s)
-    return s
-
-# %% ../nbs/00a_tasks.ipynb #328747de
-def _unbox(s):
-    r"Drop `\boxed{...}` around anything, nested braces included."
-    for _ in range(4):
-        i = s.find("\\boxed{")
-        if i < 0: break
-        depth, j = 1, i + 7
-        while j < len(s) and depth: depth += (s[j] == "{") - (s[j] == "}"); j += 1
-        if depth: break
-        s = s[:i] + " " + s[i+7:j-1] + " " + s[j:]
     return s
 
 # %% ../nbs/00a_tasks.ipynb #bce4c56b
@@ -260,6 +260,24 @@ _SAME = {"**": "^", "<=": "≤", ">=": "≥", "!=": "≠", "==": "=", "||": "∥
 _OPEN, _CLOSE = "([{❴〈⌊⌈", ")]}❵〉⌋⌉"
 _MAX_TOKENS, _MAX_DIGITS, _MAX_DEPTH = 250, 300, 20
 
+# %% ../nbs/00a_tasks.ipynb #32765ba2
+def _number(num, tail=""):
+    "Literal -> ('n', value, decimals or None when exact, significant digits)."
+    num = re.sub(r"[{}, ]", "", num)
+    if len(num) > _MAX_DIGITS: raise _Unreadable("digits")
+    whole, _, frac = num.partition(".")
+    v, exp = Fraction(int(whole + frac or 0), 10**len(frac)), 0
+    if tail.startswith("("): # 0.1(6)
+        return ("n", v + Fraction(int(tail[1:-1]), (10**(len(tail)-2) - 1) * 10**len(frac)), None, 0)
+    if tail == "...": # 0.333... repeats, 3.14159... is cut off, 12... says nothing
+        if len(frac) > 1 and len(set(frac[-3:])) == 1: return ("n", v + Fraction(int(frac[-1]), 9 * 10**len(frac)), None, 0)
+        if not frac: raise _Unreadable("ellipsis")
+    elif tail:
+        exp = int(tail[1:])
+        if abs(exp) > _MAX_DIGITS: raise _Unreadable("exponent")
+        v *= Fraction(10)**exp
+    return ("n", v, len(frac) - exp, len((whole + frac).lstrip("0"))) if frac else ("n", v, None, 0)
+
 # %% ../nbs/00a_tasks.ipynb #eef80f76
 def _lex(
     s:str, # cleaned text
@@ -288,24 +306,6 @@ def _lex(
             out.append(("o", o, None))
     if stack: raise _Unreadable("bracket")
     return out
-
-# %% ../nbs/00a_tasks.ipynb #32765ba2
-def _number(num, tail=""):
-    "Literal -> ('n', value, decimals or None when exact, significant digits)."
-    num = re.sub(r"[{}, ]", "", num)
-    if len(num) > _MAX_DIGITS: raise _Unreadable("digits")
-    whole, _, frac = num.partition(".")
-    v, exp = Fraction(int(whole + frac or 0), 10**len(frac)), 0
-    if tail.startswith("("): # 0.1(6)
-        return ("n", v + Fraction(int(tail[1:-1]), (10**(len(tail)-2) - 1) * 10**len(frac)), None, 0)
-    if tail == "...": # 0.333... repeats, 3.14159... is cut off, 12... says nothing
-        if len(frac) > 1 and len(set(frac[-3:])) == 1: return ("n", v + Fraction(int(frac[-1]), 9 * 10**len(frac)), None, 0)
-        if not frac: raise _Unreadable("ellipsis")
-    elif tail:
-        exp = int(tail[1:])
-        if abs(exp) > _MAX_DIGITS: raise _Unreadable("exponent")
-        v *= Fraction(10)**exp
-    return ("n", v, len(frac) - exp, len((whole + frac).lstrip("0"))) if frac else ("n", v, None, 0)
 
 # %% ../nbs/00a_tasks.ipynb #7f15afd7
 class _Reader:
@@ -387,6 +387,7 @@ def _group(p, op="{", cl="}"):
     p.need(cl); p.inside -= 1
     return a
 
+# %% ../nbs/00a_tasks.ipynb #07728b7b
 def _atom(p):
     "Number, name, bracket, fraction, root or function."
     kind, text, load = p.peek()
@@ -429,6 +430,7 @@ def _root(p, n):
     p.deeper(); a = _atom(p); p.depth -= 1
     return ("root", a, n)
 
+# %% ../nbs/00a_tasks.ipynb #8f0e9eaa
 def _call(p, fn, sub=""):
     r"`sin x`, `\sin^2 x`, `\log_2 8`, `ln(2)`."
     if fn not in _FUNCS: raise _Unreadable(fn)
@@ -489,6 +491,29 @@ def _nth_root(a, n):
     a = _dec(a)
     return _CTX.sqrt(a) if n == 2 else a if not a else _CTX.power(a, _CTX.divide(decimal.Decimal(1), decimal.Decimal(n)))
 
+# %% ../nbs/00a_tasks.ipynb #20c5e44c
+def _trig(fn, x, lib):
+    "Trigonometric functions over `math` or `cmath`."
+    fn = {"arcsin": "asin", "arccos": "acos", "arctan": "atan"}.get(fn, fn)
+    if fn in ("cot", "sec", "csc"): return 1 / getattr(lib, {"cot": "tan", "sec": "cos", "csc": "sin"}[fn])(x)
+    if fn not in ("sin", "cos", "tan", "asin", "acos", "atan", "sinh", "cosh", "tanh"): raise _Unreadable(fn)
+    return getattr(lib, fn)(x)
+
+_MATHS = (_Unreadable, decimal.DecimalException, ArithmeticError, ValueError, TypeError, RecursionError) # what reading and arithmetic may raise
+
+# %% ../nbs/00a_tasks.ipynb #9f2c69fb
+def _function(fn, args):
+    "abs, floor, logarithms exactly; trigonometry in double precision."
+    x = args[0]
+    if fn == "abs": return abs(x)
+    if fn in ("floor", "ceil"): return Fraction(getattr(math, fn)(x))
+    if fn == "binom" and all(v == int(v) and 0 <= v <= 300 for v in args): return Fraction(math.comb(*map(int, args)))
+    if fn == "exp": return _CTX.exp(_dec(x)) if abs(x) < 1000 else _power(Fraction(10), Fraction(10)**7)
+    if fn in ("ln", "log", "lg"):
+        if len(args) > 1: return _CTX.divide(_CTX.ln(_dec(x)), _CTX.ln(_dec(args[1])))
+        return _CTX.ln(_dec(x)) if fn == "ln" else _CTX.log10(_dec(x))
+    return decimal.Decimal(_trig(fn, float(x), math))
+
 # %% ../nbs/00a_tasks.ipynb #683c9c49
 def _calc(a):
     "Value of an expression without variables: Fraction if it can be exact, else Decimal."
@@ -509,37 +534,7 @@ def _calc(a):
     if op == "f": return _function(a[1], [_calc(x) for x in a[2:]])
     raise _Unreadable("not a number")
 
-# %% ../nbs/00a_tasks.ipynb #9f2c69fb
-def _function(fn, args):
-    "abs, floor, logarithms exactly; trigonometry in double precision."
-    x = args[0]
-    if fn == "abs": return abs(x)
-    if fn in ("floor", "ceil"): return Fraction(getattr(math, fn)(x))
-    if fn == "binom" and all(v == int(v) and 0 <= v <= 300 for v in args): return Fraction(math.comb(*map(int, args)))
-    if fn == "exp": return _CTX.exp(_dec(x)) if abs(x) < 1000 else _power(Fraction(10), Fraction(10)**7)
-    if fn in ("ln", "log", "lg"):
-        if len(args) > 1: return _CTX.divide(_CTX.ln(_dec(x)), _CTX.ln(_dec(args[1])))
-        return _CTX.ln(_dec(x)) if fn == "ln" else _CTX.log10(_dec(x))
-    return decimal.Decimal(_trig(fn, float(x), math))
-
-def _trig(fn, x, lib):
-    "Trigonometric functions over `math` or `cmath`."
-    fn = {"arcsin": "asin", "arccos": "acos", "arctan": "atan"}.get(fn, fn)
-    if fn in ("cot", "sec", "csc"): return 1 / getattr(lib, {"cot": "tan", "sec": "cos", "csc": "sin"}[fn])(x)
-    if fn not in ("sin", "cos", "tan", "asin", "acos", "atan", "sinh", "cosh", "tanh"): raise _Unreadable(fn)
-    return getattr(lib, fn)(x)
-
-_MATHS = (_Unreadable, decimal.DecimalException, ArithmeticError, ValueError, TypeError, RecursionError) # what reading and arithmetic may raise
-
-# %% ../nbs/00a_tasks.ipynb #644ed16b
-_MICRO = Fraction(1, 10**6)
-
-def _literal(a):
-    "(step of the last digit, significant digits) of a decimal literal, its sign and power of ten included; None for anything exact."
-    if a[0] == "neg": return _literal(a[1])
-    if a[0] == "n": return None if a[2] is None else (Fraction(10) ** -a[2], a[3])
-    if a[0] == "*" and a[2][0] == "^" and a[2][1] == ("n", Fraction(10), None, 0) and (l := _literal(a[1])): return l[0] * Fraction(_calc(a[2])), l[1]
-
+# %% ../nbs/00a_tasks.ipynb #938f748b
 def _walk(a):
     "All nodes of an expression."
     yield a
@@ -549,6 +544,15 @@ def _walk(a):
 def _decimals(a):
     "Fewest decimals among the decimal literals of an expression; None if there are none."
     return min((x[2] for x in _walk(a) if x[0] == "n" and x[2] is not None), default=None)
+
+# %% ../nbs/00a_tasks.ipynb #644ed16b
+_MICRO = Fraction(1, 10**6)
+
+def _literal(a):
+    "(step of the last digit, significant digits) of a decimal literal, its sign and power of ten included; None for anything exact."
+    if a[0] == "neg": return _literal(a[1])
+    if a[0] == "n": return None if a[2] is None else (Fraction(10) ** -a[2], a[3])
+    if a[0] == "*" and a[2][0] == "^" and a[2][1] == ("n", Fraction(10), None, 0) and (l := _literal(a[1])): return l[0] * Fraction(_calc(a[2])), l[1]
 
 # %% ../nbs/00a_tasks.ipynb #436bda86
 def _agree(
@@ -578,6 +582,17 @@ def _names(a):
     "Variables of an expression."
     return {x[1] for x in _walk(a) if x[0] == "v"}
 
+# %% ../nbs/00a_tasks.ipynb #0c9506ef
+def _at_function(fn, args):
+    "A function at complex arguments."
+    x = args[0]
+    if fn == "abs": return complex(abs(x))
+    if fn in ("floor", "ceil"): return complex(getattr(math, fn)(x.real))
+    if fn == "exp": return cmath.exp(x)
+    if fn in ("ln", "log", "lg"): return cmath.log(x) / (cmath.log(args[1]) if len(args) > 1 else 1 if fn == "ln" else math.log(10))
+    return complex(_trig(fn, x, cmath))
+
+# %% ../nbs/00a_tasks.ipynb #fbf85760
 def _at(a, env):
     "Complex value of an expression at a point."
     op = a[0]
@@ -591,16 +606,6 @@ def _at(a, env):
     x, y = _at(a[1], env), _at(a[2], env)
     return x+y if op == "+" else x-y if op == "-" else x*y if op == "*" else x/y if op == "/" else x**y
 
-# %% ../nbs/00a_tasks.ipynb #0c9506ef
-def _at_function(fn, args):
-    "A function at complex arguments."
-    x = args[0]
-    if fn == "abs": return complex(abs(x))
-    if fn in ("floor", "ceil"): return complex(getattr(math, fn)(x.real))
-    if fn == "exp": return cmath.exp(x)
-    if fn in ("ln", "log", "lg"): return cmath.log(x) / (cmath.log(args[1]) if len(args) > 1 else 1 if fn == "ln" else math.log(10))
-    return complex(_trig(fn, x, cmath))
-
 # %% ../nbs/00a_tasks.ipynb #140e215f
 def _sample(exprs):
     "Values of the expressions at each point where all are finite; real ones only where a variable is negative."
@@ -611,6 +616,7 @@ def _sample(exprs):
         except (ArithmeticError, ValueError): continue
         if all(abs(v) < 1e100 for v in vals) and (all(v.real > 0 for v in env.values()) or all(abs(v.imag) < 1e-12 for v in vals)): yield vals
 
+# %% ../nbs/00a_tasks.ipynb #0fc05646
 def _near(x, y, tol=1e-9): return abs(x - y) <= tol * max(abs(x), abs(y), 1e-3)
 
 def _same_expr(
@@ -660,24 +666,6 @@ def _unit_of(w):
     for k in (w, low, low[:-1] if len(w) > 2 and low.endswith("s") else w):
         if k in _UNITS: return _UNITS[k]
 
-# %% ../nbs/00a_tasks.ipynb #c07e9dc0
-def _unit(p, i):
-    "Unit that starts at token i -> (next token, scale, dimensions), or None."
-    scale, dims, sign, first, paren = Fraction(1), Counter(), 1, True, p.toks[i:i+1] == [("o", "(", None)]
-    i += paren
-    while True:
-        got = _unit_factor(p, i, first)
-        if not got: return None
-        i, s, d = got
-        scale *= s ** sign
-        for k, v in d: dims[k] += v * sign
-        first, t = False, (p.toks[i:i+1] or [("end", "", None)])[0]
-        if t[1] == "/" or t[1] == "per": sign, i = -1, i+1
-        elif t[1] == "*": i += 1
-        elif not (t[0] == "w" and (_unit_of(t[1]) or t[1] in _RAISE) and _unit_factor(p, i, False)): break
-    if paren and p.toks[i:i+1] != [("o", ")", None)]: return None
-    return i + paren, scale, tuple(sorted((k, v) for k, v in dims.items() if v))
-
 # %% ../nbs/00a_tasks.ipynb #acc0bb2c
 def _unit_factor(p, i, first):
     "`square cm`, `cm^2`, `cm squared`, `s^{-1}`, or at the start a word of its own."
@@ -702,6 +690,25 @@ def _unit_factor(p, i, first):
     elif w in _UNITS and tok(i)[:2] in (("n", "2"), ("n", "3")) and tok(i+1)[0] != "w": power, i = int(tok(i)[1]), i+1 # cm2
     return i, u[0] ** power, tuple((k, v * power) for k, v in u[1])
 
+# %% ../nbs/00a_tasks.ipynb #c07e9dc0
+def _unit(p, i):
+    "Unit that starts at token i -> (next token, scale, dimensions), or None."
+    scale, dims, sign, first, paren = Fraction(1), Counter(), 1, True, p.toks[i:i+1] == [("o", "(", None)]
+    i += paren
+    while True:
+        got = _unit_factor(p, i, first)
+        if not got: return None
+        i, s, d = got
+        scale *= s ** sign
+        for k, v in d: dims[k] += v * sign
+        first, t = False, (p.toks[i:i+1] or [("end", "", None)])[0]
+        if t[1] == "/" or t[1] == "per": sign, i = -1, i+1
+        elif t[1] == "*": i += 1
+        elif not (t[0] == "w" and (_unit_of(t[1]) or t[1] in _RAISE) and _unit_factor(p, i, False)): break
+    if paren and p.toks[i:i+1] != [("o", ")", None)]: return None
+    return i + paren, scale, tuple(sorted((k, v) for k, v in dims.items() if v))
+
+# %% ../nbs/00a_tasks.ipynb #9558faf4
 def _unit_ends(p):
     "Does a unit start here and reach the end, or the next number of a compound quantity?"
     u = _unit(p, p.i)
@@ -815,16 +822,6 @@ _TO_DEG = ("*", ("n", Fraction(180), None, 0), ("/", ("n", Fraction(1), None, 0)
 
 def _in_pi(a): return any(x[0] == "c" and x[1] in ("pi", "°") for x in _walk(a))
 
-def _same_value(
-    g, # ("value", expression, unit, other)
-    r, # the same, of the response
-)->bool:
-    "Equal expressions with agreeing units."
-    (_, ga, gu, go), (_, ra, ru, ro) = g, r
-    if not (_names(ga) or _names(ra)) and _same_unit(g, r): return True
-    pairs = [(x, y) for x in (ga, go) if x for y in (ra, ro) if y and _names(x) and _names(x) == _names(y)] # 2m may be 2 times m
-    return any(_same_expr(x, y) or _same_expr(_no_degrees(x), _no_degrees(y)) for x, y in pairs)
-
 # %% ../nbs/00a_tasks.ipynb #39511426
 def _no_degrees(a):
     "180° - 2x as 180 - 2x."
@@ -842,6 +839,17 @@ def _same_unit(g, r):
     if (gu and gu[1] == _PERCENT and not ru): return _agree(ga, ra) or _agree(ga, ra, Fraction(1, 100))
     if (ru and ru[1] == _PERCENT and not gu): return _agree(ga, ra, 1, Fraction(1, 100)) or (abs(_calc(ga)) > 1 and _agree(ga, ra))
     return (gu is None or ru is None) and _agree(ga, ra)
+
+# %% ../nbs/00a_tasks.ipynb #1661931c
+def _same_value(
+    g, # ("value", expression, unit, other)
+    r, # the same, of the response
+)->bool:
+    "Equal expressions with agreeing units."
+    (_, ga, gu, go), (_, ra, ru, ro) = g, r
+    if not (_names(ga) or _names(ra)) and _same_unit(g, r): return True
+    pairs = [(x, y) for x in (ga, go) if x for y in (ra, ro) if y and _names(x) and _names(x) == _names(y)] # 2m may be 2 times m
+    return any(_same_expr(x, y) or _same_expr(_no_degrees(x), _no_degrees(y)) for x, y in pairs)
 
 # %% ../nbs/00a_tasks.ipynb #5f479e67
 _INF, _TINY = decimal.Decimal("Infinity"), decimal.Decimal("1e-25")
@@ -921,6 +929,7 @@ def _holds(f, x):
         "≥": lambda a, b, n: a > b or n, "≠": lambda a, b, n: not n}
     return all(test[op](a, b, n) for a, op, b, n in zip(vals, f[2], vals[1:], near))
 
+# %% ../nbs/00a_tasks.ipynb #d183e486
 def _rels_of(f): return [f] if f[0] == "rel" else [y for x in f[1] for y in _rels_of(x)] if f[0] in ("list", "union") else []
 
 def _same_on_grid(g, r):
@@ -1051,6 +1060,7 @@ def _same_ratio(g, r):
         if len(a) == len(b) > 1 and a[0] and b[0] and all(abs(_dec(c)) < _TINY for c in cross): return True
     return False
 
+# %% ../nbs/00a_tasks.ipynb #9f3bc294
 def _same_relation(g, r):
     "Equation, assignment or inequality."
     if set(g[2]) <= set("<>≤≥≠"): return _same_inequality(g, r)
@@ -1167,6 +1177,7 @@ _THEN = re.compile(r", (?:and )?(?:so|then|thus|therefore|hence|giving|which giv
 _INTRO = re.compile(r"(?:since|because|given|as|if|when|with|for|using|by|from|in|let)\b[^,]*, ", re.I)
 _GIVEN = re.compile(r"(?:since|because|given|as|if|when|with|for|using|by|from)\b|.*, (?:so|then|thus|therefore|hence)\b", re.I)
 
+# %% ../nbs/00a_tasks.ipynb #8ae9f15c
 def _plain_prefix(s):
     "May this stand before the answer of a sentence?"
     if _doubtful(_words_of(s), _DOUBTS) or any(c in s for c in ";?!") or ". " in s or not any(c.isalpha() for c in s): return False
@@ -1174,6 +1185,15 @@ def _plain_prefix(s):
 
 # %% ../nbs/00a_tasks.ipynb #c981d11e
 _SENTENCE = re.compile(r"(?<=[.!]) (?=[A-Z])")
+
+# %% ../nbs/00a_tasks.ipynb #02085aec
+def _lead(s):
+    "Without `So, the answer is` and the like."
+    for _ in range(4):
+        m = _LEAD.match(s)
+        if not m or m.end() >= len(s): break
+        s = s[m.end():]
+    return s
 
 # %% ../nbs/00a_tasks.ipynb #3ebc6620
 def _tails(
@@ -1198,15 +1218,6 @@ def _tails(
         elif m[0] in ("is", "equals") and not any(c.isalpha() for c in s[:m.start()]): out.append(s[:m.start()] + "=" + s[m.end():]) # 12*2 is 24
     return list(dict.fromkeys(x for x in out if x))
 
-# %% ../nbs/00a_tasks.ipynb #02085aec
-def _lead(s):
-    "Without `So, the answer is` and the like."
-    for _ in range(4):
-        m = _LEAD.match(s)
-        if not m or m.end() >= len(s): break
-        s = s[m.end():]
-    return s
-
 # %% ../nbs/00a_tasks.ipynb #5ba0287f
 _SMALL = {w: i for i, w in enumerate("""zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen
     seventeen eighteen nineteen""".split())}
@@ -1216,6 +1227,7 @@ _PARTS = {w + s: d for d, w in ((2, "half"), (3, "third"), (4, "quarter"), (4, "
     (8, "eighth"), (9, "ninth"), (10, "tenth")) for s in ("", "s")} | {"halves": 2}
 _SPELLED = re.compile(rf"\b(?:{'|'.join([*_SMALL, 'half'])})(?:(?:[ -]|[ -]and )(?:{'|'.join([*_SMALL, *_BIG, *_PARTS])}))*\b", re.I)
 
+# %% ../nbs/00a_tasks.ipynb #f6cc9b7e
 def _spell(m):
     "Number words as digits."
     words, total, cur = re.split(r"[ -]+", m[0].lower()), 0, 0
@@ -1241,6 +1253,7 @@ _SPOKEN = ((r"(?:the )?(?:positive |principal )?square root of", "√"), (r"(?:t
 _AND = re.compile(r"\b(hours?|hrs?|h|minutes?|min|feet|foot|ft|met(?:er|re)s?|m|degrees?) and "
     r"(?=\d+ ?(?:minutes?|mins?|seconds?|secs?|inch|in|cm|centi)\w*)", re.I)
 
+# %% ../nbs/00a_tasks.ipynb #e2d203dd
 def _digits(s):
     "Numbers, roots and operations in signs."
     s = _SPELLED.sub(_spell, re.sub(r"\ba (?=hundred|thousand|million|half|third|quarter)", "one ", re.sub(r"\bhalf an? ", "1/2 ", s)))
@@ -1384,6 +1397,7 @@ _HEAVY = re.compile(r"\d{16}|\^\s*\{?\s*-?\d{4}|\d{3,}\s*!|!\s*!|\^\s*\w+\s*\^|\
 _AS_LATEX = {"π": r"\pi ", "∞": r"\infty ", "√": r"\sqrt ", "≤": r"\le ", "≥": r"\ge ", "≠": r"\ne ", "°": r"^{\circ}", "∪": r"\cup ",
     "∩": r"\cap ", "±": r"\pm ", "∈": r"\in "}
 
+# %% ../nbs/00a_tasks.ipynb #9d36c36e
 def _for_judge(s):
     "LaTeX text that may be shown to the judge, else None."
     s = _unicode(s)
@@ -1423,6 +1437,7 @@ _WARM = ( # what a fresh worker should not meet for the first time
     (r"\sum_{k=1}^4 k", "10"), (r"\lim_{x\to 0}\frac{\sin x}{x}", "1"), (r"\begin{vmatrix}1&2\\3&4\end{vmatrix}", "-2"),
     (r"\{1,2\}\cup\{3\}", r"\{1,2,3\}"), ("x^2-1=0", "x=1"))
 
+# %% ../nbs/00a_tasks.ipynb #9d53b38a
 def _nursery(fd): # pragma: no cover - runs in a process of its own
     "Import Math-Verify once, then fork one worker per socket received on `fd`."
     ctl = socket.socket(fileno=fd)
@@ -1509,6 +1524,7 @@ def _ask(self, g, r):
     "(verdict, how) from a worker; callers beyond the number of workers wait for their turn, which does not count."
     with self.turns: return self.ask_now(g, r)
 
+# %% ../nbs/00a_tasks.ipynb #06cc5333
 def _ask_now(self, g, r):
     "(verdict, how) from a worker within the deadline; a cold start counts, but leaves at least half a second."
     begin = time.monotonic()
