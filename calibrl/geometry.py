@@ -48,6 +48,7 @@ def _soft(*lengths):
     "Lengths scaled to at most 1 and squeezed upwards: the order stays, thin shapes stay readable."
     return [.45 + .55*x/max(lengths) for x in lengths]
 
+# %% ../nbs/00b_geometry.ipynb #1db538f9
 def _beside(p, q, name):
     "A label outside the side from p to q of a counter-clockwise polygon."
     (x0, y0), (x1, y1) = p, q
@@ -69,6 +70,7 @@ def _back(v, rng):
     pts = [(0, 0), (w, 0), (w, h), (0, h)]
     return dict(polys=[pts], labels=_sides(pts, "w...") + [("p", w/2, h/2, 0, 0)])
 
+# %% ../nbs/00b_geometry.ipynb #12194d9c
 def _tri(v, rng):
     b, h = _soft(v["b"], v["h"])
     b = max(b, .75*h); x = b*rng.uniform(.3, .7); pts = [(0, 0), (b, 0), (x, h)]
@@ -103,6 +105,7 @@ def _similar(v, rng):
     small, large = box(0, .55), box(.55*w + .42, 1)
     return dict(polys=[small, large], labels=_sides(small, "a..b") + _sides(large, "c?.."))
 
+# %% ../nbs/00b_geometry.ipynb #d541bc31
 def _ell(v, rng):
     (w, h), (a, b) = _soft(v["w"], v["h"]), (v["a"]/v["w"], v["b"]/v["h"])
     a, b = (s*min(max(.3, r), .62) for s, r in ((w, a), (h, b)))
@@ -140,6 +143,7 @@ class Family:
 
     def values(self, numbers): return dict(zip(self.names, numbers))
 
+# %% ../nbs/00b_geometry.ipynb #54a02d9d
 def _pool(name, ok, *ranges, most=10**6):
     "Tuples from the ranges that pass `ok`; at most `most`, chosen by hash so that the choice never moves."
     from itertools import product
@@ -156,6 +160,7 @@ _leg_and_hypotenuse = {(a, z) for x, y, z in _TRIPLES for a in (x, y)}
 def _triangle(a, b, c): return 2*max(a, b, c) < a + b + c - 1.2 and max(a, b, c) < 2.3*min(a, b, c)
 def _notch(w, h, a, b): return a <= w - 2 and b <= h - 2
 
+# %% ../nbs/00b_geometry.ipynb #b5708484
 _to12, _to9, _notches = range(2, 13), range(2, 10), (range(4, 10), range(4, 10), range(2, 7), range(2, 7))
 FAMILIES = {f.name: f for f in (
     Family("rect_area", "rect", _AREA, "wh", _pool("", lambda *_: True, _to12, _to12), _rect,
@@ -201,6 +206,7 @@ def _distance(p, a, b):
     t = min(1, max(0, ((p[0] - a[0])*dx + (p[1] - a[1])*dy)/(dx*dx + dy*dy or 1)))
     return math.hypot(p[0] - a[0] - t*dx, p[1] - a[1] - t*dy)
 
+# %% ../nbs/00b_geometry.ipynb #095c41e0
 def _seat(text, ideal, lines):
     "The best seat near `ideal` as (cost, x, y): two digits sit astride a patch border, one in the middle of a patch."
     (left, right), digits, best = _extent(text), len(_parts(text)[1]), (1e9, 0, 0)
@@ -231,6 +237,7 @@ def _turned(figure, rng):
     turn = lambda x, y: (math.cos(t)*x - math.sin(t)*y, math.sin(t)*x + math.cos(t)*y)
     return [[turn(*p) for p in poly] for poly in figure["polys"]]
 
+# %% ../nbs/00b_geometry.ipynb #0f61c3c2
 def _placement(figure, rng):
     "A random map from figure units to pixels, and the polygons and dashes under it."
     polys = _turned(figure, rng) if figure.get("turn") else figure["polys"]
@@ -306,6 +313,7 @@ def solution(
     answer = steps[-1].split("=")[1] if answer is None else answer
     return f"<think>{';'.join([family.word + read] + steps)}</think><answer>{answer}</answer>"
 
+# %% ../nbs/00b_geometry.ipynb #930f342e
 def expert(
     family:Family,   # one of FAMILIES
     numbers:tuple,   # one of its pool
@@ -327,6 +335,7 @@ def split_of(
     u = int.from_bytes(hashlib.sha256(key).digest()[:6], "big")/2**48
     return ("hard" if u < .4 else "train") if family.hard else ("test" if u < .2 else "train")
 
+# %% ../nbs/00b_geometry.ipynb #bb2f3174
 def _level(family, numbers):
     "Difficulty 1 to 3: by the largest number, by the roundness of angles; hard families are 3."
     if family.hard: return 3
@@ -390,6 +399,7 @@ def _vocabulary():
     names = {f";{c}=" for f in FAMILIES.values() for c in f.names}
     return _SPECIAL + _TAGS + [INSTRUCTION, "user", "assistant", "\n", " "] + list("0123456789+-*/=;.?√") + sorted(words) + sorted(names)
 
+# %% ../nbs/00b_geometry.ipynb #a44db847
 def tiny_processor():
     "The standard Qwen2.5-VL processor around a tokenizer of some sixty words."
     from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
@@ -443,6 +453,7 @@ def _targets(scene):
             role[token][patch] = 0 if c == "?" else 1 + 2*_ROLES.index(name) + len(number) - 1 - i
     return digit, role
 
+# %% ../nbs/00b_geometry.ipynb #e1f803c4
 def _pictures(n, rng):
     "n drawn training problems, families in equal shares: (family, numbers) pairs, images, and what to see: digits, roles, kind of figure."
     import torch
@@ -477,6 +488,7 @@ def _descend(parameters, steps, loss_at, what, progress=True, peak=3e-3):
         losses.append(loss.item()); bar.set_postfix(loss=f"{losses[-1]:.3f}")
     return losses
 
+# %% ../nbs/00b_geometry.ipynb #337c57ef
 def learn_to_look(
     model,               # from `tiny_model`, trained in place
     processor,           # from `tiny_processor`
@@ -527,6 +539,7 @@ def _asked(processor):
     say = lambda ask: processor.apply_chat_template(messages(Problem(ask, "?", (None,))), add_generation_prompt=True, tokenize=False)
     return {f.ask: processor.tokenizer(say(f.ask).replace("<|image_pad|>", "<|image_pad|>"*16)).input_ids for f in FAMILIES.values()}
 
+# %% ../nbs/00b_geometry.ipynb #1a6e6d14
 def _drill(tok, deck, rng, facts=6):
     "Single steps of unrelated problems, as tokens, and labels on the results only."
     said = []
@@ -540,6 +553,7 @@ def _drill(tok, deck, rng, facts=6):
         result = piece == "=" or (result and piece != ";")
     return ids, labels
 
+# %% ../nbs/00b_geometry.ipynb #deadb881
 def _spoken(processor, asked, items, rng, deck=(), drills=0, clean=False):
     "Rows of prompt and reply (the first `drills` rows: a drill), padded on the right; labels are -100 where nothing is learned."
     import torch
@@ -608,6 +622,7 @@ def build_checkpoint(
     path.parent.mkdir(parents=True, exist_ok=True); os.replace(part, path)
     return losses
 
+# %% ../nbs/00b_geometry.ipynb #97a8bbba
 def tiny_checkpoint()->Path:
     "Folder of the tiny warm-started policy: the one shipped with the package, else built once and cached."
     shipped = Path(str(importlib.resources.files("calibrl")))/"assets"/"tiny"
