@@ -61,6 +61,7 @@ def _draw_gate(loss_ax, push_ax, alpha):
         ax.axhline(0, color="k", linewidth=.6)
     loss_ax.legend(fontsize=8, loc="upper center", frameon=False)
 
+# %% ../nbs/00c_viz.ipynb #d1f446c3
 def plot_gate(
     alpha:float=0.5, # slope of the gate on the right side of the expert
 )->plt.Figure: # two panels
@@ -111,6 +112,7 @@ def _draw_push(ax, alpha, weight, gap):
     ax.set_title(f"push on each answer, weight {weight:g}, {gap} gap", fontsize=9)
     ax.legend(fontsize=8, frameon=False, loc="upper right")
 
+# %% ../nbs/00c_viz.ipynb #34588f86
 def plot_push(
     alpha:float=0.5, # slope of the gate on the right side of the expert
     weight:float=0.1, # of the exploration term
@@ -188,6 +190,7 @@ var t="alpha "+A[i].toFixed(2)+": "+Math.round(100*g[0][4])+"%% of the push is k
 el("o").textContent=t;el("a").setAttribute("aria-valuetext","alpha "+A[i].toFixed(2))}
 el("a").addEventListener("input",draw);el("w").addEventListener("change",draw);draw()})();"""
 
+# %% ../nbs/00c_viz.ipynb #66bebadc
 _FIGURE_STYLE = """ID{max-width:820px}ID .row{display:flex;flex-wrap:wrap;gap:8px}
 ID svg{flex:1 1 230px;min-width:200px;max-width:400px;height:auto}ID text{font:9px sans-serif;fill:currentColor}
 ID .t{font-weight:bold;font-size:10px}ID label{margin-right:1.5em}ID input{vertical-align:middle;width:min(320px,70%)}
@@ -268,6 +271,7 @@ def plot_bands(
     axes[0].legend(fontsize=7, frameon=False)
     return fig
 
+# %% ../nbs/00c_viz.ipynb #85846136
 def plot_intervals(
     panels, # dict of panel title -> list of (name, mean, low, high)
     line:float=None, # where "no difference" is
@@ -336,6 +340,7 @@ def _png(image):
     kind = "jpeg" if image[:2] == b"\xff\xd8" else "png"
     return f"data:image/{kind};base64,{base64.b64encode(image).decode()}"
 
+# %% ../nbs/00c_viz.ipynb #936ba040
 def _table(rows):
     "An HTML table of a list of dicts; the columns in order of first appearance"
     cols = list(dict.fromkeys(k for r in rows for k in r))
@@ -355,6 +360,7 @@ pre{white-space:pre-wrap;overflow-wrap:anywhere;margin:.2rem 0 .6rem;background:
 .right{color:#0072B2}.wrong{color:#D55E00}
 @media(prefers-color-scheme:dark){.right{color:#56B4E9}.wrong{color:#E69F00}}"""
 
+# %% ../nbs/00c_viz.ipynb #8078940d
 def _sample(s):
     "One answer to read: picture, question, what the model wrote, what the expert wrote, the verdict"
     images = s.get("images") or ([s["image"]] if s.get("image") is not None else [])
@@ -398,6 +404,7 @@ def read_group(
     if len({len(record[k]) for k in ("texts", "correct", "rewards", "logp")}) > 1: raise ValueError(f"path: {path} has texts, correct, rewards and logp of different lengths")
     return record
 
+# %% ../nbs/00c_viz.ipynb #16f1c154
 def picture(
     record:dict, # from `read_group`
 ): # PIL image
@@ -458,6 +465,7 @@ def _draw_stand(ax, group, alpha, gap):
     ax.set_title(f"on the gate: loss per |A| over the gap, alpha {alpha:.2f}", fontsize=9)
     ax.legend(fontsize=8, loc="upper center", frameon=False)
 
+# %% ../nbs/00c_viz.ipynb #e68ed7cd
 def plot_group(
     record:dict, # from `read_group`
     alpha:float=0.5, # slope of the gate on the right side of the expert
@@ -537,6 +545,7 @@ n.setAttribute("x",p<0?254:246);n.setAttribute("text-anchor",p<0?"start":"end");
 el("t"+j).textContent=F.text[rows[j]]}
 el("o").textContent=live?"alpha "+a+", weight "+w+", "+K.g[g]+" gap, "+F.right[r]+" of "+rows.length+" right: a token of the first answer is pushed "+(P[0][0]+w*(P[0][1]+a*P[0][2])).toFixed(2)+", under GRPO "+P[0][0].toFixed(2)+"; one of the last "+(P[P.length-1][0]+w*(P[P.length-1][1]+a*P[P.length-1][2])).toFixed(2)+", under GRPO "+P[P.length-1][0].toFixed(2)+".":"All "+rows.length+" rewards are equal, so every advantage is 0: no push from GRPO, none from CalibRL, whatever alpha is.";"""
 
+# %% ../nbs/00c_viz.ipynb #aef64f94
 def _group_body(uid, n):
     "The SVG of the movable group, without numbers"
     line = lambda d: f'<path d="{d}" stroke="currentColor" opacity=".4"/>'
@@ -550,6 +559,7 @@ def _group_body(uid, n):
     return (gate + f'<svg viewBox="0 0 360 {24+27*n}" role="img" aria-label="push on each answer"><text class="t" x="180" y="10" text-anchor="middle">'
             f'Push on each answer: grey GRPO, colour CalibRL</text>{line(f"M250 16V{22+27*n}")}{bars}</svg>')
 
+# %% ../nbs/00c_viz.ipynb #2966c5a6
 def group_figure_html(
     record:dict, # from `read_group`
     uid:str="calibrl-group", # prefix of every id in the figure
@@ -574,6 +584,7 @@ def table_world(
     right[torch.arange(n), torch.randint(len(answers), (n,), generator=g)] = True         # at least one
     return answers, right, torch.multinomial(right.float(), 1, generator=g)[:, 0], logits
 
+# %% ../nbs/00c_viz.ipynb #e81d5abe
 def table_logps(
     logits, # (n, 3, 4, 4): question, position, previous token, token
     answers, # (64, 3) tokens
