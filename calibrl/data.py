@@ -57,6 +57,20 @@ def _inside(path, root):
     if full.stat().st_size > _MAX_BYTES: raise ValueError(f"image {text[:200]!r} is larger than {_MAX_BYTES:,} bytes")
     return full
 
+# %% ../nbs/00d_data.ipynb #5a114ec1
+def _decoded(im):
+    "A PIL image that somebody else opened, perhaps without looking at its pixels."
+    if math.prod(im.size) > MAX_PIXELS: raise ValueError(f"image has {im.width} x {im.height} pixels, more than {MAX_PIXELS:,}")
+    try: return (_rgb(im),)
+    except Exception as e: raise ValueError(f"image cannot be read: {str(e) or type(e).__name__}") from None
+
+def _base64(text):
+    "The bytes of `data:image/png;base64,...`, or of the same without its head (no path is that long)."
+    head, _, body = text.rpartition(",")
+    if head and not head.endswith(";base64"): raise ValueError(f"image is a data: address that is not base64: {text[:40]!r}")
+    try: return base64.b64decode(body, validate=True)
+    except ValueError: raise ValueError(f"image is neither a path nor base64: {text[:40]!r}") from None
+
 # %% ../nbs/00d_data.ipynb #2a9fd8c6
 def as_images(
     value,        # PIL image, bytes, {"bytes", "path"}, a path or data: address, a list of these, or None
@@ -77,20 +91,6 @@ def as_images(
     if not isinstance(value, (bytes, bytearray)): raise ValueError(f"image is {type(value).__name__}, not a picture, bytes or path")
     return (_decode(bytes(value)),)
 
-# %% ../nbs/00d_data.ipynb #5a114ec1
-def _decoded(im):
-    "A PIL image that somebody else opened, perhaps without looking at its pixels."
-    if math.prod(im.size) > MAX_PIXELS: raise ValueError(f"image has {im.width} x {im.height} pixels, more than {MAX_PIXELS:,}")
-    try: return (_rgb(im),)
-    except Exception as e: raise ValueError(f"image cannot be read: {str(e) or type(e).__name__}") from None
-
-def _base64(text):
-    "The bytes of `data:image/png;base64,...`, or of the same without its head (no path is that long)."
-    head, _, body = text.rpartition(",")
-    if head and not head.endswith(";base64"): raise ValueError(f"image is a data: address that is not base64: {text[:40]!r}")
-    try: return base64.b64decode(body, validate=True)
-    except ValueError: raise ValueError(f"image is neither a path nor base64: {text[:40]!r}") from None
-
 # %% ../nbs/00d_data.ipynb #3dde9057
 def _json_line(line):
     "(the row, None) or (empty, why): one line of JSON, text or bytes."
@@ -102,6 +102,7 @@ def _json_line(line):
     except (ValueError, RecursionError) as e: return {}, f"not JSON: {str(e)[:100]}"
     return (row, None) if isinstance(row, dict) else ({}, f"not a JSON object but {type(row).__name__}")
 
+# %% ../nbs/00d_data.ipynb #7c0f65b3
 def _json_rows(path):
     "(rows, {row number: why it is unreadable}) of a JSON Lines file, or of a JSON file that holds one list; rows count from 1."
     with open(path, "rb") as f: whole = f.read(64).removeprefix(b"\xef\xbb\xbf").lstrip()[:1] == b"["
@@ -124,6 +125,7 @@ def _column(values):
         except (pa.ArrowException, OverflowError, TypeError, ValueError): pass
     return [v if v is None else json.dumps(v) for v in values], datasets.Json()
 
+# %% ../nbs/00d_data.ipynb #c6c3585d
 def _json_dataset(paths, bad, files):
     "A data set of JSON files, one after the other; unreadable lines go to `bad`, a dict, or stop with an error if it is None."
     import datasets
@@ -168,6 +170,7 @@ def _read_file(path, kind):
         return D.load_dataset(kind, data_files={"train": str(path)}, split="train", **more)
     except Exception as e: raise ValueError(f"{path} cannot be read as {kind}: {_first(e)}") from None    # the readers raise nearly anything
 
+# %% ../nbs/00d_data.ipynb #4986f5a4
 def _read_files(paths, bad, files):
     "One data set from files of one kind; `files`, a list, learns how many rows each has."
     import datasets as D
@@ -198,6 +201,7 @@ def _folder_files(folder):
         if p.suffix.lower() == kind: out.setdefault(_split_of(p.relative_to(folder)), []).append(p)
     return out
 
+# %% ../nbs/00d_data.ipynb #4b739699
 def _pick(splits, split, source):
     "The name of the split to read, or ValueError that lists what there is."
     if split is None and len(splits) == 1: return next(iter(splits))
@@ -284,6 +288,7 @@ def parse_map(
     if any(len(p) != 2 or not p[0].strip() for p in pairs): raise ValueError(f"map {map!r} is not of the form question=problem,expert=solution")
     return {k.strip(): v.strip() for k, v in pairs}
 
+# %% ../nbs/00d_data.ipynb #c819e327
 def _has(features, column):
     "Whether a data set has a column; a dot goes into a record."
     if column in features: return True
@@ -337,6 +342,7 @@ def _boxes(text):
         out.append((i, j, text[i+7:j-1].strip())); i = text.find("\\boxed{", j)
     return out
 
+# %% ../nbs/00d_data.ipynb #84222dc1
 def _conclusion(text):
     "What a worked text ends in: its last `<answer>`, box or `####`; None if there is none."
     tags, boxes = re.findall(r"<answer>(.*?)</answer>", text, re.S), _boxes(text)
@@ -344,6 +350,7 @@ def _conclusion(text):
     if boxes: return boxes[-1][2] or None
     return text.rpartition("####")[2].strip() or None if "####" in text else None
 
+# %% ../nbs/00d_data.ipynb #86db3890
 def _answer(value, options=None):
     "The ground truth as a text."
     if isinstance(value, (list, tuple)) and len(value) == 1: value = value[0]
@@ -366,6 +373,7 @@ def _expert(value):
     if not isinstance(value, str): raise _Unusable("bad expert", f"it is {type(value).__name__}, not a text")
     return value.strip() or None
 
+# %% ../nbs/00d_data.ipynb #2738d3c6
 def _in_tags(text):
     "A worked solution with think and answer tags around its own conclusion; a text that has tags, or concludes nothing, as it is."
     end = None if "<answer>" in text else _conclusion(text)
@@ -373,6 +381,13 @@ def _in_tags(text):
     return f"{text}\n<answer>{end}</answer>" if "</think>" in text else f"<think>{text}</think><answer>{end}</answer>"
 
 def _bare(text): return re.sub(r"</?(?:think|answer)>|\\boxed|[{}$#\s.]", "", text)    # what is left without marks
+
+# %% ../nbs/00d_data.ipynb #27ecb020
+def _get(row, column):
+    "The value of a column; a dot goes into a record."
+    if column in row: return row[column]
+    for part in column.split("."): row = row.get(part) if isinstance(row, dict) else None
+    return row
 
 # %% ../nbs/00d_data.ipynb #f06753ff
 class _Cell:
@@ -401,12 +416,6 @@ class FileProblem(Problem):
         super().__post_init__()
         if isinstance(given, _Cell): self.__dict__["images"] = given
 
-def _get(row, column):
-    "The value of a column; a dot goes into a record."
-    if column in row: return row[column]
-    for part in column.split("."): row = row.get(part) if isinstance(row, dict) else None
-    return row
-
 # %% ../nbs/00d_data.ipynb #6cc65d54
 _CONTROL = re.compile(r"<\|[a-z]\w{2,40}\|>|</?img>|<IMG_CONTEXT>|<image_soft_token>")    # written by templates, never by people
 _OURS = {"<image>", "<think>", "</think>", "<answer>", "</answer>"}
@@ -434,6 +443,7 @@ def _sizes(value, roots):
         return root, sizes
     raise _Unusable("bad image", why)
 
+# %% ../nbs/00d_data.ipynb #fd5eb7cd
 def _problem(ds, i, row, fields, roots, where):
     "The problem that row `i` holds and its pictures' sizes, or `_Unusable`."
     at = {f: _get(row, c) for f, c in fields.items()}
@@ -498,6 +508,71 @@ def _judge(problems, problem, tagged, wrong_expert, need_expert):
     problems.counts.update(experts=problem.expert is not None, verified=right, tagged=tagged and problem.expert is not None, boxed="\\boxed" in problem.question)
     return problem
 
+# %% ../nbs/00d_data.ipynb #907b7b86
+def _prompt_tokens(processor, problem):
+    "Tokens of a prompt, pictures included; `_Unusable` if the processor refuses it."
+    from calibrl.rollout import encode
+    try: return encode(processor, problem)["input_ids"].shape[1]
+    except Exception as e: raise _Unusable("refused by the processor", (str(e).strip().splitlines() or [type(e).__name__])[0][:200]) from None
+
+def _leave_out(out, e, i, log, on_bad):
+    "Note a row that cannot be used, or stop."
+    file, row = out.where(i)
+    if on_bad == "fail": raise ValueError(f"{file}, row {row}: {e}") from None
+    out.counts["skipped"] += 1
+    out.skipped.append(dict(file=file, row=row, kind=e.kind, reason=str(e)))
+    if log: log.write(json.dumps(out.skipped[-1], ensure_ascii=False) + "\n"); log.flush()
+
+# %% ../nbs/00d_data.ipynb #a94b0ddf
+def _usable(out, ds, i, faults, root, processor, most, need_expert, wrong_expert):
+    "Row `i` as a checked and counted problem, or `_Unusable`."
+    out.counts["rows"] += 1
+    if i + 1 in faults: raise _Unusable("unreadable line", faults[i + 1])
+    where = out.where(i)
+    roots = [root] if root is not None or not Path(where[0]).exists() else list(dict.fromkeys((Path(where[0]).parent, _root(out.source))))
+    try:
+        row = ds[i]
+        problem, sizes, tagged = _problem(ds, i, row, out.fields, roots, where)
+        _checked(problem, len(sizes), getattr(getattr(processor, "tokenizer", processor), "all_special_tokens", ()))
+        n = _prompt_tokens(processor, problem) if processor is not None else None
+        if n and most and n > most: raise _Unusable("prompt too long", f"{n} tokens, more than {most}")
+        problem = _judge(out, problem, tagged, wrong_expert, need_expert)
+    except _Unusable: raise
+    except Exception as e: raise _Unusable("unreadable row", f"{type(e).__name__}: {str(e)[:200]}") from e    # a value of a kind nobody thought of
+    asked = _get(row, out.fields["question"])
+    out.counts["system"] += isinstance(asked, list) and any(m.get("role") == "system" for m in asked)
+    out.sizes += sizes
+    if n: out.lengths.append(n)
+    if problem.id in out.ids: problem = replace(problem, images=problem.__dict__["images"], id=f"{problem.id}-{i + 1}")
+    out.ids.add(problem.id)
+    return problem
+
+# %% ../nbs/00d_data.ipynb #c4f8c939
+def _root(source):
+    "The folder that picture paths of a source start from; None for the hub."
+    if not isinstance(source, (str, os.PathLike)): return None
+    path = Path(source).expanduser()
+    return path if path.is_dir() else path.parent if path.is_file() else None
+
+def _described(source, ds, map):
+    "(source, format, fields, columns) of a data set."
+    source = str(source) if isinstance(source, (str, os.PathLike)) else "dataset"
+    if not len(ds): raise ValueError(f"{source} has no rows")
+    try: return source, *detect(ds.features, map), list(ds.features)
+    except ValueError as e: raise ValueError(f"{source}: {e}") from None
+
+# %% ../nbs/00d_data.ipynb #fe3abb93
+def _finished(out, skipped, root):
+    "Say what was left out; an error if nothing is left."
+    out.counts["usable"] = len(out)
+    first = out.skipped[0] if out.skipped else None
+    packed = sorted(p.name for p in Path(root).glob("*.zip")) if root and any("is missing" in s["reason"] for s in out.skipped) else ()
+    if packed: out.notes.append(f"pictures are missing, and {root} holds {', '.join(packed[:3])}: unpack it there")
+    if not out: raise ValueError(f"{out.source}: none of its {out.counts['rows']} rows can be used: " + ", ".join(f"{k} {n}" for k, n in out.kinds.items()) + f"; row {first['row']}, {first['reason']}; it was read as {out.format}, {', '.join(f'{f}={c}' for f, c in out.fields.items())}" + "".join(f"; {n}" for n in out.notes))
+    if first: _log.warning("%s%s", out, f"\nevery row left out, with its reason: {skipped}" if skipped else f"\nthe first: row {first['row']}, {first['reason']}")
+    elif out.counts["verified"] < out.counts["experts"]: _log.warning("%s", out)
+    return out
+
 # %% ../nbs/00d_data.ipynb #7d4432ea
 def load_problems(
     source,                   # file, folder or hub id, as for `read_rows`; or a datasets.Dataset
@@ -529,75 +604,28 @@ def load_problems(
             except _Unusable as e: _leave_out(out, e, i, log, on_bad)
     return _finished(out, skipped, root or _root(source))
 
-# %% ../nbs/00d_data.ipynb #a94b0ddf
-def _usable(out, ds, i, faults, root, processor, most, need_expert, wrong_expert):
-    "Row `i` as a checked and counted problem, or `_Unusable`."
-    out.counts["rows"] += 1
-    if i + 1 in faults: raise _Unusable("unreadable line", faults[i + 1])
-    where = out.where(i)
-    roots = [root] if root is not None or not Path(where[0]).exists() else list(dict.fromkeys((Path(where[0]).parent, _root(out.source))))
-    try:
-        row = ds[i]
-        problem, sizes, tagged = _problem(ds, i, row, out.fields, roots, where)
-        _checked(problem, len(sizes), getattr(getattr(processor, "tokenizer", processor), "all_special_tokens", ()))
-        n = _prompt_tokens(processor, problem) if processor is not None else None
-        if n and most and n > most: raise _Unusable("prompt too long", f"{n} tokens, more than {most}")
-        problem = _judge(out, problem, tagged, wrong_expert, need_expert)
-    except _Unusable: raise
-    except Exception as e: raise _Unusable("unreadable row", f"{type(e).__name__}: {str(e)[:200]}") from e    # a value of a kind nobody thought of
-    asked = _get(row, out.fields["question"])
-    out.counts["system"] += isinstance(asked, list) and any(m.get("role") == "system" for m in asked)
-    out.sizes += sizes
-    if n: out.lengths.append(n)
-    if problem.id in out.ids: problem = replace(problem, images=problem.__dict__["images"], id=f"{problem.id}-{i + 1}")
-    out.ids.add(problem.id)
-    return problem
-
-def _prompt_tokens(processor, problem):
-    "Tokens of a prompt, pictures included; `_Unusable` if the processor refuses it."
-    from calibrl.rollout import encode
-    try: return encode(processor, problem)["input_ids"].shape[1]
-    except Exception as e: raise _Unusable("refused by the processor", (str(e).strip().splitlines() or [type(e).__name__])[0][:200]) from None
-
-def _leave_out(out, e, i, log, on_bad):
-    "Note a row that cannot be used, or stop."
-    file, row = out.where(i)
-    if on_bad == "fail": raise ValueError(f"{file}, row {row}: {e}") from None
-    out.counts["skipped"] += 1
-    out.skipped.append(dict(file=file, row=row, kind=e.kind, reason=str(e)))
-    if log: log.write(json.dumps(out.skipped[-1], ensure_ascii=False) + "\n"); log.flush()
-
-# %% ../nbs/00d_data.ipynb #c4f8c939
-def _root(source):
-    "The folder that picture paths of a source start from; None for the hub."
-    if not isinstance(source, (str, os.PathLike)): return None
-    path = Path(source).expanduser()
-    return path if path.is_dir() else path.parent if path.is_file() else None
-
-def _described(source, ds, map):
-    "(source, format, fields, columns) of a data set."
-    source = str(source) if isinstance(source, (str, os.PathLike)) else "dataset"
-    if not len(ds): raise ValueError(f"{source} has no rows")
-    try: return source, *detect(ds.features, map), list(ds.features)
-    except ValueError as e: raise ValueError(f"{source}: {e}") from None
-
-def _finished(out, skipped, root):
-    "Say what was left out; an error if nothing is left."
-    out.counts["usable"] = len(out)
-    first = out.skipped[0] if out.skipped else None
-    packed = sorted(p.name for p in Path(root).glob("*.zip")) if root and any("is missing" in s["reason"] for s in out.skipped) else ()
-    if packed: out.notes.append(f"pictures are missing, and {root} holds {', '.join(packed[:3])}: unpack it there")
-    if not out: raise ValueError(f"{out.source}: none of its {out.counts['rows']} rows can be used: " + ", ".join(f"{k} {n}" for k, n in out.kinds.items()) + f"; row {first['row']}, {first['reason']}; it was read as {out.format}, {', '.join(f'{f}={c}' for f, c in out.fields.items())}" + "".join(f"; {n}" for n in out.notes))
-    if first: _log.warning("%s%s", out, f"\nevery row left out, with its reason: {skipped}" if skipped else f"\nthe first: row {first['row']}, {first['reason']}")
-    elif out.counts["verified"] < out.counts["experts"]: _log.warning("%s", out)
-    return out
-
 # %% ../nbs/00d_data.ipynb #d22a78c5
 def _spread(values, unit):
     "Least, middle and largest of some numbers."
     v = sorted(values)
     return f"{v[0]} to {v[-1]} {unit}, half of them up to {v[(len(v) - 1)//2]}, 95% up to {v[math.ceil(.95*len(v)) - 1]}"
 
+# %% ../nbs/00d_data.ipynb #0dec16d4
+def _report(found, skipped=None):
+    "The text of `check_file`."
+    lines = [str(found), "columns: " + ", ".join(found.columns), "read as: " + ", ".join(f"{f} from {c}" for f, c in found.fields.items())]
+    for kind in found.kinds:
+        mine = [s for s in found.skipped if s["kind"] == kind]
+        lines += [f"  {kind}:"] + [f"    row {s['row']}: {s['reason'].removeprefix(kind + ': ')}" for s in mine[:3]] + ([f"    and {len(mine) - 3} more"] if len(mine) > 3 else [])
+    if skipped and found.skipped: lines.append(f"all of them: {skipped}")
+    if found.sizes: lines += [f"pictures: {len(found.sizes)}, {len(found.sizes)/len(found):.2f} a problem; " + _spread([max(s) for s in found.sizes], "pixels on the longer side")]
+    if found.lengths: lines.append("prompts: " + _spread(found.lengths, "tokens, pictures included"))
+    p = found[0]
+    lines += [f"the first problem, {p.id}: {p.question[:300]!r}", f"  answer {p.answer[:100]!r}, {len(p.images)} picture{'s'*(len(p.images) != 1)}" + (f", options {', '.join(p.options)[:200]}" if p.options else ""),
+              f"  expert {p.expert[:300]!r}" if p.expert else "  no expert"]
+    return "\n".join(lines)
+
+# %% ../nbs/00d_data.ipynb #5e4e4dc3
 def check_file(
     file:str,                      # file, folder or hub id
     map:str=None,                  # columns you name, as in question=problem,expert=solution; other names become tags
@@ -620,18 +648,3 @@ def check_file(
     try: found = load_problems(file, map=map, split=split, name=name, root=root, limit=limit, processor=processor, max_prompt_tokens=max_prompt_tokens, need_expert=need_expert, skipped=skipped)
     finally: _log.setLevel(level)
     print(_report(found, skipped))
-
-# %% ../nbs/00d_data.ipynb #0dec16d4
-def _report(found, skipped=None):
-    "The text of `check_file`."
-    lines = [str(found), "columns: " + ", ".join(found.columns), "read as: " + ", ".join(f"{f} from {c}" for f, c in found.fields.items())]
-    for kind in found.kinds:
-        mine = [s for s in found.skipped if s["kind"] == kind]
-        lines += [f"  {kind}:"] + [f"    row {s['row']}: {s['reason'].removeprefix(kind + ': ')}" for s in mine[:3]] + ([f"    and {len(mine) - 3} more"] if len(mine) > 3 else [])
-    if skipped and found.skipped: lines.append(f"all of them: {skipped}")
-    if found.sizes: lines += [f"pictures: {len(found.sizes)}, {len(found.sizes)/len(found):.2f} a problem; " + _spread([max(s) for s in found.sizes], "pixels on the longer side")]
-    if found.lengths: lines.append("prompts: " + _spread(found.lengths, "tokens, pictures included"))
-    p = found[0]
-    lines += [f"the first problem, {p.id}: {p.question[:300]!r}", f"  answer {p.answer[:100]!r}, {len(p.images)} picture{'s'*(len(p.images) != 1)}" + (f", options {', '.join(p.options)[:200]}" if p.options else ""),
-              f"  expert {p.expert[:300]!r}" if p.expert else "  no expert"]
-    return "\n".join(lines)
