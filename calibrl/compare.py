@@ -249,7 +249,7 @@ def as_text(rows:list,                # from `table`
         if differences and "minus" not in f: return ""
         m, (lo, hi) = (f["minus"], f["minus_interval"]) if differences else (f["mean"], f["interval"])
         sign = "+" if differences else ""
-        return f"{m:{sign}.3f}" + (f" [{lo:{sign}.3f}, {hi:{sign}.3f}]" if math.isfinite(lo) else "")
+        return f"{m:{sign}.3f}" + (f" [{lo:{sign}.3f},\u00a0{hi:{sign}.3f}]" if math.isfinite(lo) else "")
     keys = [k for k in keys if k in rows[0]]
     return "\n".join(["| method | seeds | " + " | ".join(keys) + " |", "|---"*(len(keys) + 2) + "|"] + [f"| {r['method']} | {r['seeds']} | " + " | ".join(cell(r[k]) for k in keys) + " |" for r in rows])
 
