@@ -35,14 +35,14 @@ def ask(
     "The question with its numbers."
     return family.ask.format(**family.values(numbers))
 
-# %% ../nbs/00e_algebra.ipynb #25211403
+# %% ../nbs/00e_algebra.ipynb #fe952731
 _to9, _to12, _to15 = range(2, 10), range(2, 13), range(2, 16)
 _EASY = (
     _family("order", "calc", "Compute {a}+{b}*{c}.", "abc", (_to12, _to9, _to9), ("b*c a+A",), ("a+b A*c", "a+b A*c", "b*c", "a+b A+c"), skill=.2),
     _family("bracket", "calc", "Compute ({a}+{b})*{c}.", "abc", (_to9,)*3, ("a+b A*c", "a*c b*c A+B"), ("b*c a+A", "a+b A+c", "a*c A+b"), skill=.5),
     _family("two_step", "solve", "Solve {a}x+{b}={c}.", "abc", (_to9, _to12, range(6, 82)), ("c-b A/a",), ("c-b", "c-b A-a", "c-b A*a", "c+b A/a", "c+b"), skill=.25),
-    _family("both_sides", "solve", "Solve {a}x+{b}={c}x+{d}.", "abcd", (range(4, 10), _to12, range(2, 8), range(6, 60)), ("a-c d-b B/A", "d-b a-c A/B"),
-            ("a+c d-b B/A", "a-c d-b B-A", "d-b A/a", "a-c d-b", "d-b"), ok=lambda a, b, c, d: a - c > 1 and d - b > a - c, skill=.15),
+    _family("both_sides", "solve", "Solve {a}x+{b}={c}x+{d}.", "abcd", (range(4, 10), _to12, range(2, 8), range(6, 60)),
+            ("a-c d-b B/A", "d-b a-c A/B"), ("a+c d-b B/A", "a-c d-b B-A", "d-b A/a", "a-c d-b", "d-b"), ok=lambda a, b, c, d: a - c > 1 and d - b > a - c and (d - b) % (a - c) == 0, skill=.15),
     _family("insert", "with", "With x={x}, find {a}x+{b}.", "xab", (_to9, _to9, _to12), ("a*x A+b",), ("a+x A+b", "x+b A*a", "a*b A+x"), skill=.3),
     _family("square", "with", "With x={x}, find xx+{a}x.", "xa", (_to9, _to9), ("x*x a*x A+B", "x+a A*x"), ("x+x a*x A+B", "x*x A+a", "a*x"), skill=.3),
     _family("steps", "seq", "Steps {a}, {b}, ... Find term {n}.", "abn", (_to9, range(4, 19), range(4, 10)), ("b-a n-1 A*B C+a", "b-a n-2 A*B C+b"),
@@ -51,14 +51,14 @@ _EASY = (
             ok=lambda k, d, n: k < d and n % d == 0 and 1 < n//d < 10),
     _family("mean", "mean", "Average {a}, {b}, {c}.", "abc", (_to15,)*3, ("a+b A+c B/3", "a+c A+b B/3", "b+c A+a B/3"), ("a+b A+c", "a+b A/2", "a+b A+c B/2", "a+b"), skill=.15))
 
-# %% ../nbs/00e_algebra.ipynb #88c0b075
+# %% ../nbs/00e_algebra.ipynb #f096fa9a
 _HARD = (
     _family("mean_back", "mean", "Average {a}, {b}, x is {m}. Find x.", "abm", (_to15, _to15, _to12), ("m*3 A-a B-b", "m*3 A-b B-a", "a+b m*3 B-A"),
             ("a+b A-m", "a+b A+m B/3", "m*3 A-a", "a+b"), skill=0., hard=True),
     _family("system", "solve", "x+y={s}, x-y={d}. Find x.", "sd", (range(5, 41), range(1, 20)), ("s+d A/2", "s-d A/2 B+d", "s-d A/2 s-B"),
             ("s+d", "s-d A/2", "s-d"), ok=lambda s, d: d < s - 2, skill=.01, hard=True),
     _family("then", "solve", "{a}x+{b}={c}. Find {d}x+{e}.", "abcde", (_to9, _to9, range(6, 82), _to9, _to9), ("c-b A/a d*B C+e",),
-            ("c-b A/a", "c-b A/a B+e", "c-b A/a B*d", "c-b"), most=260, ok=lambda a, b, c, d, e: c > b + a and a != d, skill=.02, hard=True),
+            ("c-b A/a", "c-b A/a B+e", "c-b A/a B*d", "c-b"), most=260, ok=lambda a, b, c, d, e: c > b + a and a != d and (c - b) % a == 0, skill=.02, hard=True),
     _family("brackets", "calc", "Compute ({a}+{b})*({c}-{d}).", "abcd", (_to9, _to9, range(4, 13), _to9), ("a+b c-d A*B", "a+b A*c A*d B-C"),
             ("a+b A*c B-d", "a+b A*c", "b*c a+A", "a+b"), bound=150, ok=lambda a, b, c, d: c - d > 1, skill=.01, hard=True))
 FAMILIES = {f.name: f for f in _EASY + _HARD}
