@@ -45,8 +45,9 @@ docs: $(VENV)/.docs ## build the site into _docs, readable without a network
 browser: $(VENV)/.docs ## drive the built site and a live notebook in Chromium
 	$(CHECK) $(BIN)/python -m pytest tests/test_browser.py -m browser $(ARGS)
 
-checkpoint: $(VENV)/.run ## rebuild the tiny checkpoint that the package carries (about ten minutes)
+checkpoint: $(VENV)/.run ## rebuild the tiny checkpoints that the package carries (about a quarter of an hour)
 	$(BIN)/python -m calibrl.geometry calibrl/assets/tiny
+	$(BIN)/python -m calibrl.algebra calibrl/assets/algebra
 
 wheel: $(VENV)/.dev ## build the wheel into dist
 	@rm -rf dist build/lib build/bdist.*

@@ -90,6 +90,17 @@ def entropy_end(record): return _mean([row[record["names"].index("entropy")] for
 def file_name(spec): return re.sub(r"[^\w.=-]+", "_", spec)
 
 # %% ../nbs/04_compare.ipynb #8ffb5b28
+def _world(name):
+    "The module of a world, or one line that names those there are."
+    from calibrl import algebra, geometry
+    worlds = {"geometry": geometry, "algebra": algebra}
+    if name not in worlds: raise ValueError(f"world: must be one of {', '.join(worlds)}, not {name!r}")
+    return worlds[name]
+
+def _swaps(world, experts):
+    "Refuse what would quietly do nothing: experts change places among problems with the same words, and where the numbers stand in the question no two have them."
+    if world != "geometry" and experts in ("noisy", "wrong"): raise ValueError(f"methods: experts={experts} swaps the experts of problems that share a question, and in the world {world} none do")
+
 def one_run(spec:str,         # as in `variant`
             seed:int,         # of the adapter, the order of problems and the sampling
             cfg:Config,
@@ -98,15 +109,15 @@ def one_run(spec:str,         # as in `variant`
             k:int=8,          # answers to each, besides the greedy one
             model=None,       # policy folder; None: the embedded one
             bits:int=None,    # 4 for NF4
+            world:str="geometry",    # the problems and the embedded policy: geometry or algebra
            )->dict:           # the record, also written to `out`
-    "Train one variant with one seed on the embedded world, examine it, and keep what a figure may need."
+    "Train one variant with one seed on an embedded world, examine it, and keep what a figure may need."
     import torch
-    from calibrl import geometry
     from calibrl.rollout import Policy
-    torch.set_num_threads(1)
-    start, (phases, experts) = time.time(), variant(spec, replace(cfg, seed=seed))
-    policy = Policy.from_pretrained(model or geometry.tiny_checkpoint(), bits=bits, seed=seed)
-    pool = EXPERTS[experts](geometry.problems(cfg.steps*cfg.prompts, split="train", seed=seed), random.Random(seed))
+    torch.set_num_threads(1); place = _world(world)
+    start, (phases, experts) = time.time(), variant(spec, replace(cfg, seed=seed)); _swaps(world, experts)
+    policy = Policy.from_pretrained(model or place.tiny_checkpoint(), bits=bits, seed=seed)
+    pool = EXPERTS[experts](place.problems(cfg.steps*cfg.prompts, split="train", seed=seed), random.Random(seed))
     curve, path = [], Path(out)/f"{file_name(spec)}-{seed}.json"
     for c in phases:
         for row in train(policy, pool, c):
@@ -114,9 +125,9 @@ def one_run(spec:str,         # as in `variant`
             path.with_suffix(".at").write_text(f"{len(curve)} {row['accuracy']:.3f} {row['entropy']:.3f}")
     exam = {}
     for name, n in (("test", size), ("hard", max(1, size//2))):
-        ps = geometry.problems(n, split=name)
+        ps = place.problems(n, split=name)
         exam[name] = {"greedy": judged(evaluate(policy, ps, batch=256))["right"], **judged(evaluate(policy, ps, k=k, temperature=1., batch=256, seed=1))}
-    record = {"spec": spec, "seed": seed, "config": [asdict(c) for c in phases], "experts": experts, "bits": bits, "about": about(), "seconds": round(time.time() - start, 1), "names": KEEP, "curve": curve, "exam": exam}
+    record = {"spec": spec, "seed": seed, "world": world, "config": [asdict(c) for c in phases], "experts": experts, "bits": bits, "about": about(), "seconds": round(time.time() - start, 1), "names": KEEP, "curve": curve, "exam": exam}
     _write(path, record); path.with_suffix(".at").unlink(missing_ok=True)
     return record
 
@@ -127,14 +138,18 @@ def compare(methods:list,      # variants, as in `variant`
             out="runs/compare",    # folder of the records
             jobs:int=None,     # processes at a time; None: one a core
             show=print,        # what to do with each line of progress; None for silence
+            world:str="geometry",    # geometry or algebra
             **exam,            # size, k, model, bits of `one_run`
            )->list:            # one dict a variant, from `table`
     "Run every variant with every seed, except those whose record is there, and sum up."
     out, seeds = Path(out), list(seeds); out.mkdir(parents=True, exist_ok=True)
-    for spec in methods: variant(spec, cfg)                              # all mistakes before the first minute
+    _world(world)                                                        # all mistakes before the first minute
+    for spec in methods: _swaps(world, variant(spec, cfg)[1])
+    others = {r.get("world", "geometry") for r in records(out)} - {world}
+    if others: raise ValueError(f"out: {out} holds records of the world {min(others)}, not {world}; give another folder")
     todo = [(spec, seed) for seed in seeds for spec in methods if not _have(out, spec, seed, cfg)]
     jobs = jobs or len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else jobs or os.cpu_count() or 1
-    if todo: _in_parallel(todo, cfg, out, min(jobs, len(todo)), show, exam)
+    if todo: _in_parallel(todo, cfg, out, min(jobs, len(todo)), show, exam | {"world": world})
     return table([r for r in records(out) if r["spec"] in methods and r["seed"] in seeds])
 
 def _have(out, spec, seed, cfg):
@@ -249,7 +264,7 @@ def as_text(rows:list,                # from `table`
         if differences and "minus" not in f: return ""
         m, (lo, hi) = (f["minus"], f["minus_interval"]) if differences else (f["mean"], f["interval"])
         sign = "+" if differences else ""
-        return f"{m:{sign}.3f}" + (f" [{lo:{sign}.3f}, {hi:{sign}.3f}]" if math.isfinite(lo) else "")
+        return f"{m:{sign}.3f}" + (f" [{lo:{sign}.3f},\u00a0{hi:{sign}.3f}]" if math.isfinite(lo) else "")
     keys = [k for k in keys if k in rows[0]]
     return "\n".join(["| method | seeds | " + " | ".join(keys) + " |", "|---"*(len(keys) + 2) + "|"] + [f"| {r['method']} | {r['seeds']} | " + " | ".join(cell(r[k]) for k in keys) + " |" for r in rows])
 
@@ -266,6 +281,7 @@ def compare_methods(methods:str=METHODS,      # main, ablations, experts, or nam
                     steps:int=None,           # training steps of each run (default: 60; 8 with --quick)
                     out:str="runs/compare",   # folder of the records; runs that are there are not repeated
                     quick:bool=False,         # a taste: one seed, a few steps, small tests
+                    world:str="geometry",     # geometry, drawn, or algebra, in words
                    ):
     "Train methods with several seeds under the same budget and compare them, with intervals."
     specs = [m for m in re.split(r"\s+|,(?![a-z_]+=)", EXPERIMENTS.get(methods, methods)) if m]
@@ -274,10 +290,10 @@ def compare_methods(methods:str=METHODS,      # main, ablations, experts, or nam
     if len(numbers) == 1: numbers = list(range(1 if quick else numbers[0]))
     if not specs or not numbers: raise ValueError("methods and seeds: at least one of each is needed")
     cfg = Config(steps=(8 if quick else 60) if steps is None else steps, prompts=8)
-    rows = compare(specs, numbers, cfg, out, show=lambda line: print(line, flush=True), **(dict(size=24, k=4) if quick else {}))
+    rows = compare(specs, numbers, cfg, out, show=lambda line: print(line, flush=True), world=world, **(dict(size=24, k=4) if quick else {}))
     k = next(key for key in rows[0] if key.startswith("pass@") and key != "pass@1")
     keys = ("greedy", "pass@1", k, "spread", "routes", f"hard {k}", "entropy", "silent")
-    text = "\n\n".join([f"{cfg.steps} steps of {cfg.prompts} problems x {cfg.responses} responses; mean over seeds [95% bootstrap interval]", as_text(rows, keys)] +
+    text = "\n\n".join([f"{world}: {cfg.steps} steps of {cfg.prompts} problems x {cfg.responses} responses; mean over seeds [95% bootstrap interval]", as_text(rows, keys)] +
                        (["Difference to grpo on the same seeds", as_text([r for r in rows if "minus" in r["greedy"]], keys, True)] if any("minus" in r["greedy"] for r in rows) else []))
     (Path(out)/"table.md").write_text(text + "\n")
     print("\n" + text + f"\n\nThe records and this table are in {out}; more seeds go on from there.")

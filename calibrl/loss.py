@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['REDUCTIONS', 'GAPS', 'OBJECTIVES', 'EXPERT_TOKENS', 'OFF', 'group_advantages', 'clipped_surrogate', 'masked_mean',
            'reduce_loss', 'expert_gap', 'alpha_gate', 'exploration_loss', 'calibrl_loss', 'grpo_loss', 'Objective',
-           'whole_sequence', 'sft_tokens', 'luffy_tokens', 'rl_plus_tokens', 'hybrid_loss', 'surrogate_loss']
+           'whole_sequence', 'sft_tokens', 'luffy_tokens', 'rl_plus_tokens', 'hybrid_loss', 'surrogate_loss',
+           'live_loss']
 
 # %% ../nbs/00_loss.ipynb #3627f041
 from dataclasses import dataclass, field
@@ -335,3 +336,38 @@ OBJECTIVES |= {
     "calibrl_gspo": Objective(partial(hybrid_loss, sequence=True), True, "arXiv 2602.20197 on arXiv 2507.18071", _gspo),
     "calibrl_cppo": Objective(hybrid_loss, True, "arXiv 2602.20197 on arXiv 2503.22342", _cppo, rows="largest"),
 }
+
+# %% ../nbs/00_loss.ipynb #11fe0004
+def live_loss(
+    logp, old_logp, expert_logp, adv, correct, mask,  # as in `hybrid_loss`: groups of equal size, the expert's own answer the last row of each
+    *,
+    alpha:float=0.5,  # slope of the gate on the right side of the expert
+    weight:float=0.1,  # of the exploration term, on the policy's own rows
+    clip_low:float=0.2,  # the ratio is clipped below at 1 - clip_low
+    clip_high:float=0.2,  # and above at 1 + clip_high
+    dual_clip:float=3.0,  # bound on the loss of a token with negative advantage, in units of |adv|
+    gap:str="token",  # one of `GAPS`
+    reduce:str="token-mean",  # one of `REDUCTIONS`
+    from_expert:Optional[torch.Tensor]=None,  # (rows,) True on rows that the expert wrote; None: there are none, and this is `calibrl_loss`
+    has_expert:Optional[torch.Tensor]=None,  # (rows,) False where a row has no expert to compare with
+    expert_mask:Optional[torch.Tensor]=None,  # (rows, T) 1 on expert tokens
+)->tuple:  # scalar loss, dict of float metrics
+    "CalibRL whose expert is live: on wrong answers the gradient raises a verified expert's log-prob (ours, after arXiv 2602.20197)"
+    clip = dict(clip_low=clip_low, clip_high=clip_high, dual_clip=dual_clip)
+    if from_expert is None: return calibrl_loss(logp, old_logp, expert_logp, adv, correct, mask, alpha=alpha, weight=weight, gap=gap, reduce=reduce, has_expert=has_expert, expert_mask=expert_mask, **clip)
+    _check_settings(alpha=alpha, weight=weight, **clip)
+    logp, old_logp, _, adv, correct, mask, has, _ = _checked(logp, old_logp, expert_logp, adv, correct, mask, has_expert, expert_mask)
+    theirs = _as("from_expert", from_expert, logp, (len(logp),), "bool")
+    last = theirs.nonzero()[:, 0]
+    if not len(last) or len(logp) % len(last): raise ValueError("from_expert: needs groups of equal size with the expert's answer as the last row of each")
+    last = last.repeat_interleave(size := len(logp)//len(last))                        # where each row's expert is
+    e, em, own = logp[last], mask[last], mask & ~theirs[:, None]
+    D = torch.where(correct[:, None], expert_gap(logp, e, mask, gap, em), -expert_gap(e, logp, em, gap, mask))     # the first argument has the gradient
+    has = has & ~theirs[:, None] & correct[last][:, None]
+    policy = reduce_loss(torch.where(own, clipped_surrogate(logp, old_logp, adv, **clip), 0.), mask, reduce)
+    explore = reduce_loss(torch.where(has, exploration_loss(D, adv - adv[last]/size, correct, alpha), 0.), mask, reduce)     # A': the expert counts in the mean
+    loss = policy + weight*explore
+    return loss, _metrics(logp, old_logp, adv, own, D=D, wrong_side=torch.where(correct[:, None], -D, D), has=has, loss=loss,
+                          policy_loss=policy, exploration_loss=explore, **clip)
+
+OBJECTIVES["calibrl_live"] = Objective(live_loss, False, "arXiv 2602.20197, with a live expert (ours)", rows="expert-apart")

@@ -13,10 +13,10 @@ CONFIG = CONFIG["DEFAULT"]
 sys.path.insert(0, str(ROOT/"tools"))
 
 # A room may use the rooms named here. `cli` may use all; `train` and `eval` know nothing of each other.
-MAY_USE = {"loss": set(), "tasks": set(), "geometry": {"tasks"}, "viz": {"loss"}, "rollout": {"loss", "tasks"},
+MAY_USE = {"loss": set(), "tasks": set(), "geometry": {"tasks"}, "algebra": {"tasks", "geometry"}, "viz": {"loss"}, "rollout": {"loss", "tasks"},
            "data": {"tasks", "rollout"}, "plan": {"rollout", "train"},
            "train": {"loss", "tasks", "rollout"}, "benchmarks": {"tasks", "data", "geometry"}, "eval": {"tasks", "rollout", "geometry", "benchmarks"},
-           "compare": {"train", "eval", "geometry", "rollout", "loss", "tasks"}, "trl": {"loss", "tasks"}, "bench": {"tasks", "rollout", "train"}}
+           "compare": {"train", "eval", "geometry", "algebra", "rollout", "loss", "tasks"}, "trl": {"loss", "tasks"}, "bench": {"tasks", "rollout", "train"}}
 HEAVY = {"transformers", "peft", "bitsandbytes", "datasets", "math_verify", "sympy", "accelerate", "trl"}
 
 

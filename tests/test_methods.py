@@ -77,7 +77,7 @@ def test_one_update_follows_the_published_formula(tiny, ro, method):
     assert m["first_ratio_error"] < 1e-4 and math.isfinite(m["loss"])
 
 
-@pytest.mark.parametrize("method", ["dr_grpo", "dapo", "gspo", "cppo", "luffy", "rl_plus", "luffy_calibrl", "grpo_sft", "sft", "calibrl_dr_grpo", "calibrl_gspo", "calibrl_cppo", "calibrl_reference"])
+@pytest.mark.parametrize("method", ["dr_grpo", "dapo", "gspo", "cppo", "luffy", "rl_plus", "luffy_calibrl", "grpo_sft", "sft", "calibrl_dr_grpo", "calibrl_gspo", "calibrl_cppo", "calibrl_reference", "calibrl_live"])
 def test_micro_batches_add_up(tiny, ro, method):
     whole, m1 = step(tiny, ro, method, alpha=1.)
     split, m2 = step(tiny, ro, method, alpha=1., micro_tokens=1)
@@ -100,6 +100,14 @@ def test_every_name_is_there_and_says_where_from():
         assert o.rows in (*ROWS, "own") and cfg.settled() == cfg
     assert Config(method="dapo", clip_high=.5).settled().clip_high == .5 and Config(method="dapo").settled().clip_high == .28
     assert replace(Config(method="dapo"), method="grpo").settled().clip_high == .2      # nothing of the first method is left
+
+
+def test_a_live_expert_is_heard_where_nobody_is_right(ro, tiny):
+    wrong = replace(ro, rewards=ro.rewards*0, correct=ro.correct & False)
+    frozen, live = (step(tiny, wrong, m, gap="sequence")[0].norm() for m in ("calibrl", "calibrl_live"))
+    assert frozen == 0 < live
+    lies = replace(wrong, problems=[replace(p, answer="-1") for p in ro.problems])                     # and is not, if the verifier rejects it
+    assert step(tiny, lies, "calibrl_live", gap="sequence")[0].norm() == 0
 
 
 def test_an_expert_judged_wrong_teaches_luffy_to_avoid_it(ro, tiny):
@@ -157,7 +165,7 @@ def test_overlong_penalty():
     assert overlong_penalty([50], 50, 0.).tolist() == [0.]
 
 
-@pytest.mark.parametrize("method", ["dapo", "cppo", "luffy", "sft", "grpo_sft", "gspo", "calibrl_reference"])
+@pytest.mark.parametrize("method", ["dapo", "cppo", "luffy", "sft", "grpo_sft", "gspo", "calibrl_reference", "calibrl_live"])
 def test_the_generator_runs_every_kind(tiny, method):
     rows = list(train(Policy.from_pretrained(tiny, bits=4), problems(16, seed=3), Config(method=method, prompts=2, responses=3, steps=2, tries=2 if method == "dapo" else None)))
     assert len(rows) == 2 and all(math.isfinite(r["loss"]) and r["groups_drawn"] >= 2 for r in rows)

@@ -55,7 +55,7 @@ def is_widget(out):
 
 def arrange(cache):
     "Signatures go to the API page, where they stand alone; in the chapters each exported cell gets a heading to link to."
-    api = [(cache/"api.md").read_text(encoding="utf-8")]
+    api, about_all = {}, (cache/"api.md").read_text(encoding="utf-8")
     for path in sorted(cache.rglob("*.ipynb")):
         nb = json.loads(path.read_text(encoding="utf-8"))
         docs, cells, order = {}, [], []
@@ -77,11 +77,14 @@ def arrange(cache):
                 nb["cells"] += [{"cell_type": "markdown", "id": f"h{n}-{i}", "metadata": {}, "source": f"### `{name}` {{#{name.lower()}}}"} for i, name in enumerate(names)]
             nb["cells"].append(cell)
         path.write_text(json.dumps(nb), encoding="utf-8")
-        if docs: api.append(f"\n## calibrl.{path.stem} {{#{path.stem}}}\n")
+        if docs: api[path.stem] = [f"\n## calibrl.{path.stem} {{#{path.stem}}}\n"]
         for name in [*dict.fromkeys(order), *(name for name in docs if name not in order)]:
             signature, _, about = re.sub(r"\A.*?```python\n", "", docs[name], flags=re.S).partition("\n```")
-            api.append(f"### `{name}`\n\n```python\n{signature.strip()}\n```\n\n{about.strip().strip('*')} [In its chapter]({path.stem}.html#{name.lower()}).\n")
-    (cache/"api.md").write_text("\n".join(api), encoding="utf-8")
+            signature = re.sub(r"(\w+):VAR_(KEYWORD|POSITIONAL)", lambda m: ("**" if m[2] == "KEYWORD" else "*") + m[1], signature)
+            signature = re.sub(r"\[`([\w.]+)`\]\([^)]*\)", r"`\1`", signature)                         # a link inside code is only its text
+            api[path.stem].append(f"### `{name}`\n\n```python\n{signature.strip()}\n```\n\n{about.strip().strip('*')} [In its chapter]({path.stem}.html#{name.lower()}).\n")
+    order = re.findall(r"(\w+)\.ipynb", (cache/"sidebar.yml").read_text(encoding="utf-8"))           # the chapters' own order, what is not in it last
+    (cache/"api.md").write_text("\n".join([about_all, *(line for stem in sorted(api, key=lambda stem: (order + [stem]).index(stem)) for line in api[stem])]), encoding="utf-8")
 
 
 def fetch_katex():
