@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['RULES', 'BENCHMARKS', 'number', 'rule', 'verifier', 'value', 'letters', 'edit_distance', 'nearest', 'two_decimals',
-           'mmmu', 'dynamath', 'geoeval', 'text_list', 'final_answer', 'judge', 'choices_in', 'numbered_images',
+           'text_list', 'mmmu', 'dynamath', 'geoeval', 'final_answer', 'judge', 'choices_in', 'numbered_images',
            'first', 'need', 'tags', 'plain', 'geometry3k', 'geometry3k_value', 'geoqa', 'mathvista', 'mathverse',
            'mathvision', 'mmmu_row', 'mmmu_vision', 'wemath', 'dynamath_row', 'logicvista', 'geoeval_row', 'maths',
            'dynamath_figures', 'wemath_figures', 'Problems', 'find_images', 'Benchmark', 'local_copy', 'Interleaved',
@@ -99,33 +99,6 @@ def two_decimals(text, p):
     a, b = number(text), number(p.answer)
     return not p.options and a is not None and b is not None and round(float(a), 2) == round(float(b), 2)
 
-@rule("lmms-eval, lmms_eval/tasks/mmmu/utils.py (parse_open_response, eval_open), after MMMU-Benchmark/MMMU, eval/eval_utils.py",
-      "letters as in `verifier`; an open answer may hold one number only, and must contain the truth as whole words, not as characters")
-def mmmu(text, p):
-    if p.options: return _same(text, p.answer, p.options)
-    for truth in text_list(p.answer):
-        a, b = number(text), number(truth)
-        if a is not None and b is not None and round(float(a), 2) == round(float(b), 2): return True
-        if b is None and (_holds(_words(text), _words(truth)) or truth.strip() and _same(text, truth)): return True
-    return False
-
-@rule("VLMEvalKit, vlmeval/dataset/dynamath.py (DynaMath_auxeval): |x - truth| <= 0.001, a letter, or a text within the truth",
-      "an LLM extracts the answer there; a text must be a run of whole words of the truth, not of its characters")
-def dynamath(text, p):
-    if p.tags.get("answer_type") == "float":
-        a, b = number(text), number(p.answer)
-        return a is not None and b is not None and abs(float(a) - float(b)) <= 0.001 + 1e-12
-    if p.tags.get("answer_type") == "multiple choice": return _same(text, p.answer.strip("() "))
-    return _same(text, p.answer) or _holds(_words(p.answer), _words(text))
-
-@rule("GeoEval/GeoEval, tool/caculate_score.py and evaluation/help_func.py (safe_equal)", "the published code forgets the absolute value, so any smaller number counts as right; here |x - truth| < 0.001")
-def geoeval(text, p):
-    letter = _pick(_clean(text) or "", p.options) if p.options else None
-    mine, truth = ((p.options[ord(letter) - 65] if letter else text), p.answer)
-    if p.options and re.fullmatch("[A-H]", truth) and ord(truth) - 65 < len(p.options): truth = p.options[ord(truth) - 65]
-    a, b = number(mine), number(truth)
-    return abs(float(a) - float(b)) < 1e-3 if a is not None and b is not None else _same(mine, truth)
-
 # %% ../nbs/03a_benchmarks.ipynb #0bf918c6
 def text_list(
     value, # a list, a tuple, an array, a string that holds a Python list, or one text
@@ -138,6 +111,36 @@ def text_list(
         try: value = ast.literal_eval(s[:20_000])               # literals only: nothing is called or named
         except (ValueError, SyntaxError, MemoryError, RecursionError): return [s]
     return ["" if x is None else str(x) for x in (value if isinstance(value, (list, tuple)) else list(value) if hasattr(value, "__iter__") else [value])]
+
+# %% ../nbs/03a_benchmarks.ipynb #210e4211
+@rule("lmms-eval, lmms_eval/tasks/mmmu/utils.py (parse_open_response, eval_open), after MMMU-Benchmark/MMMU, eval/eval_utils.py",
+      "letters as in `verifier`; an open answer may hold one number only, and must contain the truth as whole words, not as characters")
+def mmmu(text, p):
+    if p.options: return _same(text, p.answer, p.options)
+    for truth in text_list(p.answer):
+        a, b = number(text), number(truth)
+        if a is not None and b is not None and round(float(a), 2) == round(float(b), 2): return True
+        if b is None and (_holds(_words(text), _words(truth)) or truth.strip() and _same(text, truth)): return True
+    return False
+
+# %% ../nbs/03a_benchmarks.ipynb #dfe3876a
+@rule("VLMEvalKit, vlmeval/dataset/dynamath.py (DynaMath_auxeval): |x - truth| <= 0.001, a letter, or a text within the truth",
+      "an LLM extracts the answer there; a text must be a run of whole words of the truth, not of its characters")
+def dynamath(text, p):
+    if p.tags.get("answer_type") == "float":
+        a, b = number(text), number(p.answer)
+        return a is not None and b is not None and abs(float(a) - float(b)) <= 0.001 + 1e-12
+    if p.tags.get("answer_type") == "multiple choice": return _same(text, p.answer.strip("() "))
+    return _same(text, p.answer) or _holds(_words(p.answer), _words(text))
+
+# %% ../nbs/03a_benchmarks.ipynb #058c1192
+@rule("GeoEval/GeoEval, tool/caculate_score.py and evaluation/help_func.py (safe_equal)", "the published code forgets the absolute value, so any smaller number counts as right; here |x - truth| < 0.001")
+def geoeval(text, p):
+    letter = _pick(_clean(text) or "", p.options) if p.options else None
+    mine, truth = ((p.options[ord(letter) - 65] if letter else text), p.answer)
+    if p.options and re.fullmatch("[A-H]", truth) and ord(truth) - 65 < len(p.options): truth = p.options[ord(truth) - 65]
+    a, b = number(mine), number(truth)
+    return abs(float(a) - float(b)) < 1e-3 if a is not None and b is not None else _same(mine, truth)
 
 # %% ../nbs/03a_benchmarks.ipynb #3c6236a5
 _SAYS = re.compile(r"(?:final answer|correct answer|answer|correct option|option)\s*(?:is|:|=)+\s*(.+)", re.I)

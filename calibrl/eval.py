@@ -44,6 +44,7 @@ def _equal(a, b, options):
     try: return len(a) + len(b) < 300 and score(f"<answer>{a}</answer>", b, options).correct
     except ValueError: return False                                                       # b cannot be read as a truth
 
+# %% ../nbs/03_eval.ipynb #f75f79bf
 def majority(row:dict,      # a graded row
             )->float:       # 1 if the most frequent answer is right; a tie counts by the share of its winners that are
     "The verdict on the most frequent answer."
@@ -82,6 +83,7 @@ def ask(policy:Policy,
         rows.append(grade(p, [policy.decode(r) for r in mine], lenient) | {"lengths": [len(r) for r in mine], "truncated": [r[-1] not in policy.eos_ids for r in mine]})
     return rows
 
+# %% ../nbs/03_eval.ipynb #b98e8382
 def evaluate(policy:Policy,
              problems:list,         # what to ask
              k=1,                   # answers a problem
@@ -108,6 +110,7 @@ def wilson(share:float,    # observed share of successes
     mid, half = share + z*z/(2*n), z*math.sqrt(share*(1 - share)/n + z*z/(4*n*n))
     return tuple(min(1., max(0., (mid + s*half)/(1 + z*z/n))) for s in (-1, 1))
 
+# %% ../nbs/03_eval.ipynb #a9d3b960
 def interval(values:list,      # one share of right answers a problem
              k=1,              # answers behind each
             )->tuple:          # (low, high), 95%
@@ -116,6 +119,7 @@ def interval(values:list,      # one share of right answers a problem
     spread = sum((v - p)**2 for v in values)/max(1, n - 1)/n
     return wilson(p, min(n*k, max(n, p*(1 - p)/spread)) if spread else n)
 
+# %% ../nbs/03_eval.ipynb #6d8f4e81
 def bootstrap(values:list,     # one figure a problem, of any sign
               draws=1000,      # resamples
               seed=0,
@@ -152,6 +156,7 @@ def mcnemar(b:int,      # problems only the first got right
     n = b + c
     return 1. if b == c else min(1., 2*sum(math.comb(n, i) for i in range(min(b, c) + 1))/2**n)
 
+# %% ../nbs/03_eval.ipynb #e78f4ae1
 def paired(first:list, second:list)->dict:
     "Compare two evaluations on the problems that both answered: difference of mean accuracies, its bootstrap interval and, for one answer each, McNemar's p."
     key = lambda r: (r.get("benchmark", ""), r["id"] if "index" not in r else r["index"], r["question"], r["answer"])
@@ -180,6 +185,7 @@ def read_answers(path,              # a JSONL file of graded rows
         except json.JSONDecodeError as e: raise ValueError(f"{path}, line {n}: no JSON ({e}); delete the line to go on") from None
     return rows
 
+# %% ../nbs/03_eval.ipynb #f6aa7092
 def next_batch(policy, problems,      # what is asked
                start:int,             # first problem of the batch
                k:int, max_new_tokens:int,
@@ -208,6 +214,7 @@ def answer_batch(policy, batch, k, temperature, max_new_tokens, seed, lenient, g
             if best: rows[i]["greedy"] = {key: best[n][many][0] for key, many in dict(response="responses", answer="answers", correct="correct", formatted="formatted", length="lengths", truncated="truncated").items()}
     return [rows[i] for i in batch]
 
+# %% ../nbs/03_eval.ipynb #6ea27367
 def thumbnails(problem, folder, index, size=480)->list:
     "Small copies of a problem's images in a folder; returns their paths from the folder above."
     if folder is None: return []
@@ -267,6 +274,7 @@ def figures(rows:list)->list:
         out.append(row)
     return out
 
+# %% ../nbs/03_eval.ipynb #1c25903a
 def breakdowns(rows:list)->dict:
     "Title -> table of accuracy by the tags that each benchmark is reported by."
     out = {}
@@ -278,6 +286,7 @@ def breakdowns(rows:list)->dict:
             if len(parts) > 1: out[f"{name} by {by}"] = [{by: v, "n": s["n"], "accuracy": s["accuracy"], "95% interval": "{:.1%} to {:.1%}".format(*s["interval"])} for v, s in parts.items()]
     return out
 
+# %% ../nbs/03_eval.ipynb #195f6b7f
 def rules_used(rows:list)->list:
     "By which rule each benchmark was scored, and what is done otherwise than its own harness does."
     out = []
@@ -416,6 +425,7 @@ def to_lmms(rows:list,      # graded rows
                                     "doc_hash": hashlib.sha256(json.dumps(doc, indent=2, ensure_ascii=False).encode()).hexdigest(), BENCHMARKS[name].metric if name in BENCHMARKS else "exact_match": _mean(r["correct"])}, ensure_ascii=False) + "\n")
     return files
 
+# %% ../nbs/03_eval.ipynb #9f1ae6a5
 def _texts(v): return [v] if isinstance(v, str) else [t for x in v for t in _texts(x)] if isinstance(v, list) else []
 
 def from_lmms(path,              # an lmms-eval sample log
