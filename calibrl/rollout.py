@@ -326,9 +326,10 @@ class Policy:
                         seed=0,          # of a new adapter
                         checkpointing=False,    # recompute activations in the backward pass: less memory, more time
                         train_vision=False,     # a new adapter reaches into the vision tower, too
+                        dtype=None,             # of what is not quantised; default: bf16 on a GPU, fp32 on a CPU
                        ):
         "Load an image-text-to-text or causal language model as a policy."
-        model, processor = load_base(name_or_path, bits, device)
+        model, processor = load_base(name_or_path, bits, device, dtype)
         policy = cls(add_adapter(model, lora_rank, adapter, seed, train_vision), processor)
         if checkpointing:
             policy.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})

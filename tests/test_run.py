@@ -295,16 +295,3 @@ def test_several_processes_give_the_trajectory_of_one(tiny, tmp_path, world, opt
 def test_too_many_processes_are_refused(tiny, monkeypatch):
     monkeypatch.setattr(T, "processes", lambda: (0, 3))
     with pytest.raises(ValueError, match="3 processes are too many: a mini-batch has 2 problems"): next(T.train(Policy.from_pretrained(tiny), problems(8), T.Config(prompts=4)))
-
-
-def test_accelerate_launches_the_command(tmp_path):
-    "Two gloo processes through accelerate's own launcher: the metrics of one process, and each file written once."
-    cfg = ["--sample-prompts", "2", "--steps", "2"]
-    p = command(tmp_path/"two", *cfg, launcher=("-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2", "--mixed_precision", "no", "--dynamo_backend", "no", "-m", "calibrl.cli"))
-    out, err = p.communicate(timeout=180)
-    assert p.returncode == 0, err
-    assert main(["train", *SMALL, *cfg, "--out", str(tmp_path/"one")]) == 0
-    one, two = (read_lines(tmp_path/x/"metrics.jsonl") for x in ("one", "two"))
-    assert len(two) == 2 and out.count("Files in") == 1
-    for a, b in zip(one, two): assert all(b[k] == pytest.approx(a[k], abs=1e-5) for k in ("loss", "reward", "entropy", "grad_norm", "tokens"))
-    assert [c.name for c in T.checkpoints(tmp_path/"two/checkpoints")] == ["step-2"]
