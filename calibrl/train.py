@@ -206,11 +206,11 @@ def spread(policy:Policy,    # the same in each process, its base not quantised
     "Keep only this process's part of each decoder layer; adapter, embeddings, vision tower and head stay whole."
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
+    if getattr(policy.model.config, "quantization_config", None): raise ValueError("a quantised base is not spread over processes: it fits, so give each process all of it")
     decoder, device = getattr(policy.core, "language_model", policy.core), torch.device(device or policy.device)
-    if getattr(policy.core, "is_quantized", False) or policy.core.config.to_dict().get("quantization_config"): raise ValueError("a quantised base is not spread over processes: it fits, so give each process all of it")
     mesh = init_device_mesh(device.type, (processes()[1],))
     for layer in decoder.layers: fully_shard(layer, mesh=mesh, ignored_params=set(policy.trainable))
-    fully_shard(decoder, mesh=mesh, ignored_params={w for w in decoder.parameters()})                             # it only leads the layers
+    fully_shard(decoder, mesh=mesh, ignored_params=set(decoder.parameters()))                                # it only leads the layers
     for before, layer in zip([*decoder.layers[:1], *decoder.layers], decoder.layers): layer.set_modules_to_backward_prefetch([before])      # never what a pass before left behind
     policy.model.to(device)
     policy.device, policy.no_chance = device, policy.no_chance.to(device)
