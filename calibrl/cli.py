@@ -177,15 +177,18 @@ def check_tracker(name):
     if not any(importlib.util.find_spec(p) for p in TRACKERS[name]): raise ImportError(f"--tracker {name} needs the package {TRACKERS[name][0]}: pip install 'calibrl[trackers]', or leave the option out (metrics.jsonl is always written)")
 
 @contextlib.contextmanager
-def tracking(name, out, config:dict):
+def tracking(name, out, config:dict, again=False):      # again: the run went on before
     "A function (values, step) that sends numbers to a tracker; to none, it does nothing."
     if name is None: yield lambda values, step: None; return
+    from accelerate import PartialState
     from accelerate.tracking import LOGGER_TYPE_TO_CLASS
-    kind = LOGGER_TYPE_TO_CLASS[name]
-    tracker = kind("calibrl", **({"logging_dir": str(out)} if kind.requires_logging_directory else {}))
+    PartialState()                                                      # the trackers ask it which process this is
+    out = Path(out)
+    where = {"tensorboard": {"logging_dir": str(out)}, "trackio": {"name": out.name, "resume": "allow" if again else "never"}, "wandb": {"name": out.name, "dir": str(out)}}
+    tracker = LOGGER_TYPE_TO_CLASS[name]("calibrl", **where[name])
     if hasattr(tracker, "start"): tracker.start()
     tracker.store_init_configuration({k: v for k, v in config.items() if v is not None})
-    numbers = lambda values: {k: v for k, v in values.items() if isinstance(v, (int, float)) and math.isfinite(v)}
+    numbers = lambda values: {k: v for k, v in values.items() if k != "step" and isinstance(v, (int, float)) and math.isfinite(v)}
     try: yield lambda values, step: tracker.log(numbers(values), step=step)
     finally: tracker.finish()
 
@@ -218,7 +221,7 @@ def run(policy, problems, cfg,
     saved, shown, stop = len(rows), time.time(), False
     with contextlib.ExitStack() as open_now:
         files = [open_now.enter_context(open(out/name if first else os.devnull, "ab", buffering=0)) for name in LOGS]
-        track, asked = open_now.enter_context(tracking(tracker if first else None, out, asdict(cfg))), open_now.enter_context(asked_to_stop())
+        track, asked = open_now.enter_context(tracking(tracker if first else None, out, asdict(cfg), again=bool(rows))), open_now.enter_context(asked_to_stop())
         bar = open_now.enter_context(tqdm(total=cfg.steps, initial=len(rows), desc=cfg.method, unit="step", disable=not first, mininterval=.1 if sys.stderr.isatty() else 15))
         steps = T.train(policy, problems, cfg, optimizer, tuple(rows))
         while True:

@@ -176,21 +176,6 @@ def test_mistakes_are_found_before_anything_is_loaded(argv, word, capsys, tmp_pa
     assert main(["train", *argv, "--out", str(tmp_path/"run")]) == 2 and word in capsys.readouterr().err and not (tmp_path/"run").exists()
 
 
-def test_a_tracker_that_is_not_installed_is_named(capsys, monkeypatch, tmp_path):
-    import importlib.util
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    assert main(["train", "--tracker", "wandb", "--out", str(tmp_path/"run")]) == 2
-    assert "--tracker wandb needs the package wandb: pip install" in capsys.readouterr().err
-
-
-def test_tensorboard_gets_the_numbers(tmp_path, capsys):
-    pytest.importorskip("tensorboard")
-    assert main(["train", *SMALL, "--steps", "2", "--tracker", "tensorboard", "--out", str(tmp_path/"run")]) == 0
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-    events = EventAccumulator(str(tmp_path/"run/calibrl")); events.Reload()
-    assert [e.value for e in events.Scalars("reward")] == pytest.approx([r["reward"] for r in read_lines(tmp_path/"run/metrics.jsonl")])
-
-
 def test_presets_and_their_order(tmp_path):
     (tmp_path/"c.toml").write_text("prompts = 8\nalpha = 0.8")
     cfg = T.load_config(tmp_path/"c.toml", "paper", alpha=0.3)
