@@ -7,8 +7,9 @@ __all__ = ['MAY_CHANGE', 'LOGS', 'TRACKERS', 'COMMANDS', 'run_folder', 'other_op
            'tidy', 'read_lines', 'append', 'write_row', 'go_on', 'save_state', 'save_adapter', 'asked_to_stop',
            'status', 'check_tracker', 'tracking', 'write_report', 'run', 'exam', 'compare_exams', 'compare_by', 'demo',
            'report', 'train', 'start', 'check_writable', 'claim', 'finish', 'drop_experts', 'join_processes',
-           'report_run', 'evaluate', 'benchmark_sets', 'eval_folder', 'show_figures', 'bench', 'adapter_folder',
-           'model_path', 'training_problems', 'of_room', 'make_parser', 'main', 'versions', 'usage', 'quiet']
+           'leave_processes', 'spread_out', 'lost_partner', 'report_run', 'evaluate', 'benchmark_sets', 'eval_folder',
+           'show_figures', 'bench', 'adapter_folder', 'model_path', 'training_problems', 'of_room', 'make_parser',
+           'main', 'versions', 'usage', 'quiet']
 
 # %% ../nbs/06_cli.ipynb #cf5c2894
 import argparse, base64, contextlib, importlib.util, inspect, io, json, logging, math, os, shutil, signal, sys, threading, time
@@ -41,7 +42,7 @@ def other_options(path,       # of a run
     from calibrl.train import load_config
     then = asdict(load_config(Path(path)/"config.toml")) | {k: None for k in about} | tomlkit.parse((Path(path)/"config.toml").read_text(encoding="utf-8")).unwrap().get("run", {})
     now = asdict(cfg) | about
-    return [f"{k} was {then[k]!r} and is {v!r} now" for k, v in now.items() if k not in MAY_CHANGE and then.get(k) != v]
+    return [f"{k} was {then[k]!r} and is {v!r} now" for k, v in now.items() if k not in MAY_CHANGE and then.get(k) != v and not (k == "sample_prompts" and v == 0)]      # 0: as the run has it
 
 def find_run(out, name, cfg, about, root="runs")->tuple:    # folder, which need not exist, and "new", "unfinished" or "finished"
     "Where a training run goes, or goes on."
@@ -176,15 +177,18 @@ def check_tracker(name):
     if not any(importlib.util.find_spec(p) for p in TRACKERS[name]): raise ImportError(f"--tracker {name} needs the package {TRACKERS[name][0]}: pip install 'calibrl[trackers]', or leave the option out (metrics.jsonl is always written)")
 
 @contextlib.contextmanager
-def tracking(name, out, config:dict):
+def tracking(name, out, config:dict, again=False):      # again: the run went on before
     "A function (values, step) that sends numbers to a tracker; to none, it does nothing."
     if name is None: yield lambda values, step: None; return
+    from accelerate import PartialState
     from accelerate.tracking import LOGGER_TYPE_TO_CLASS
-    kind = LOGGER_TYPE_TO_CLASS[name]
-    tracker = kind("calibrl", **({"logging_dir": str(out)} if kind.requires_logging_directory else {}))
+    PartialState()                                                      # the trackers ask it which process this is
+    out = Path(out)
+    where = {"tensorboard": {"logging_dir": str(out)}, "trackio": {"name": out.name, "resume": "allow" if again else "never"}, "wandb": {"name": out.name, "dir": str(out)}}
+    tracker = LOGGER_TYPE_TO_CLASS[name]("calibrl", **where[name])
     if hasattr(tracker, "start"): tracker.start()
     tracker.store_init_configuration({k: v for k, v in config.items() if v is not None})
-    numbers = lambda values: {k: v for k, v in values.items() if isinstance(v, (int, float)) and math.isfinite(v)}
+    numbers = lambda values: {k: v for k, v in values.items() if k != "step" and isinstance(v, (int, float)) and math.isfinite(v)}
     try: yield lambda values, step: tracker.log(numbers(values), step=step)
     finally: tracker.finish()
 
@@ -214,10 +218,10 @@ def run(policy, problems, cfg,
     from calibrl import train as T, viz
     optimizer, first = T.make_optimizer(policy, cfg), T.processes()[0] == 0
     rows = go_on(policy, optimizer, out)
-    saved, shown = len(rows), time.time()
+    saved, shown, stop = len(rows), time.time(), False
     with contextlib.ExitStack() as open_now:
         files = [open_now.enter_context(open(out/name if first else os.devnull, "ab", buffering=0)) for name in LOGS]
-        track, asked = open_now.enter_context(tracking(tracker if first else None, out, asdict(cfg))), open_now.enter_context(asked_to_stop())
+        track, asked = open_now.enter_context(tracking(tracker if first else None, out, asdict(cfg), again=bool(rows))), open_now.enter_context(asked_to_stop())
         bar = open_now.enter_context(tqdm(total=cfg.steps, initial=len(rows), desc=cfg.method, unit="step", disable=not first, mininterval=.1 if sys.stderr.isatty() else 15))
         steps = T.train(policy, problems, cfg, optimizer, tuple(rows))
         while True:
@@ -237,7 +241,8 @@ def run(policy, problems, cfg,
     if first:
         save_adapter(policy, out)
         if rows: viz.plot_curves(rows).savefig(out/"curves.png", dpi=110, bbox_inches="tight")
-    if asked: print(f"calibrl: stopped after {len(rows)} of {cfg.steps} steps; saved in {out}, the same command goes on from there", file=sys.stderr); raise KeyboardInterrupt
+    if stop and first: print(f"calibrl: stopped after {len(rows)} of {cfg.steps} steps; saved in {out}, the same command goes on from there", file=sys.stderr)
+    if stop: raise KeyboardInterrupt
     return rows
 
 # %% ../nbs/06_cli.ipynb #e4128d70
@@ -362,20 +367,27 @@ def start(out, cfg,
          ):
     "Find the run folder, load what is needed, train, report; in several processes, the first one writes."
     from calibrl import train as T
-    device, first = join_processes(), T.processes()[0] == 0
+    device, (rank, world), spread = join_processes(), T.processes(), spread_out(about["bits"])
+    first = rank == 0
     out, state = T.gathered(find_run(out, "train", cfg, about) if first else None)[0]
-    if state == "finished": print(f"{out} is finished: {cfg.steps} steps; nothing to do. To look at: {out/'report.html'}"); return
-    if state == "unfinished": check_writable(out)
+    if state == "finished": print(f"{out} is finished: {cfg.steps} steps; nothing to do. To look at: {out/'report.html'}"); return leave_processes()
+    if state == "unfinished" and first: check_writable(out)
+    if not cfg.sample_prompts: cfg = replace(cfg, sample_prompts=T.load_config(out/"config.toml").sample_prompts if state == "unfinished" else -(-cfg.prompts//world))     # and so for the whole run, whichever processes go on with it
     path = model_path(about["model"], about["adapter"])
     problems = training_problems(about["data"], cfg.seed, about["map"], about["on_bad"], about["max_prompt_tokens"] and (path, about["max_prompt_tokens"]), max(1, cfg.steps*cfg.prompts))
     from calibrl.rollout import Policy
-    policy = Policy.from_pretrained(path, bits=about["bits"], lora_rank=about["lora_rank"], adapter=about["adapter"] and adapter_folder(about["adapter"]), seed=cfg.seed, device=device)
+    policy = Policy.from_pretrained(path, bits=about["bits"], lora_rank=about["lora_rank"], adapter=about["adapter"] and adapter_folder(about["adapter"]), seed=cfg.seed, device="cpu" if spread else device, dtype=spread)
+    if spread: T.spread(policy, device)
     drop_experts(policy, problems, about["on_bad"])
     held = claim(out, state, cfg, about, problems) if first else None
     T.gathered(None)                                                    # the others wait for the folder
     try: rows = run(policy, problems, cfg, out, tracker)
     except OSError as e: raise OSError(f"{e}; what was saved before stays in {out}: put it right and give the same command again") from None
+    except RuntimeError as e:
+        if world == 1 or not lost_partner(e): raise
+        raise RuntimeError(f"another process of this run ended or does not answer, so this one stops; what was saved before stays in {out}: give the same command again ({str(e).splitlines()[0][:160]})") from None
     if first: finish(out, rows)
+    leave_processes()
 
 # %% ../nbs/06_cli.ipynb #9d2f0c11
 def check_writable(out):
@@ -428,10 +440,28 @@ def join_processes():
     "Connect the processes of one launch; returns this one's device, or None for one process alone."
     if int(os.environ.get("WORLD_SIZE", 1)) < 2: return None
     from accelerate import PartialState
+    from datetime import timedelta
     import torch
-    state = PartialState(cpu=not torch.cuda.is_available())
+    state = PartialState(cpu=not torch.cuda.is_available(), timeout=timedelta(hours=2))      # longer than one process samples on while others wait; then they give up
     if state.process_index: sys.stdout = open(os.devnull, "w")          # one voice
     return str(state.device)
+
+def leave_processes():
+    "Part from the other processes, all at once: none is gone while another still talks to it."
+    from calibrl import train as T
+    if T.processes()[1] > 1: T.gathered(None); T.dist.destroy_process_group()
+
+def spread_out(bits):
+    "The dtype of a base that is to be spread over the processes, as the launcher's FSDP asks; None where each process has all of it."
+    import torch
+    if os.environ.get("ACCELERATE_USE_FSDP", "").lower() != "true" or int(os.environ.get("WORLD_SIZE", 1)) < 2: return None
+    if bits: raise ValueError(f"--bits {bits} and FSDP do not go together: a quantised base fits, so give each process all of it (ddp.yaml instead of fsdp.yaml), or leave --bits out")
+    return torch.bfloat16 if torch.cuda.is_available() else torch.float32
+
+def lost_partner(e)->bool:
+    "Whether an error comes from the connection between processes."
+    import torch.distributed as dist
+    return isinstance(e, dist.DistError) or any(w in str(e) for w in ("gloo", "Gloo", "NCCL", "ProcessGroup"))
 
 def report_run(run:str,    # run folder of a training, finished or not
               ):

@@ -143,22 +143,22 @@ def update_bytes(config, P, R, T, image_tokens, bits, dtype=torch.float32, large
 def _per_token(text, wide):     # bytes of keys and values of a token
     return 2*wide*text.num_hidden_layers*text.num_key_value_heads*(getattr(text, "head_dim", None) or text.hidden_size//text.num_attention_heads)
 
-def sampling_bytes(config, prompts, n, P, T, image_tokens=0, dtype=torch.bfloat16, lora_rank=16)->dict:
-    "Bytes that sampling n responses to each prompt takes: images, prompts and responses stay, looking, reading and drawing come and go, one after the other."
+def sampling_bytes(config, prompts, n, P, T, image_tokens=0, dtype=torch.bfloat16, lora_rank=16, read_tokens=8192)->dict:
+    "Bytes that sampling n responses to each prompt takes: prompts and responses stay; looking, reading (some prompts at a time) and drawing come and go, one after the other."
     text, wide, rows = config.get_text_config(), dtype.itemsize, prompts*n
-    kept = _per_token(text, wide)
-    def reading(layers, groups):      # above the keys and values that it leaves behind
+    kept, part = _per_token(text, wide), min(prompts, max(1, read_tokens//(P + T)))
+    def reading(layers, groups):      # above the keys and values that it makes
         return traced(config, groups, P, 1, T, lora_rank, dtype, layers, False, sampling=True).peak - groups*(P + T)*kept*layers/text.num_hidden_layers
     one, two = reading(2, 1), reading(2, 2)
     drawing = rows*text.vocab_size*(wide + 4 + 4 + 4 + 8 + 8) + rows*text.num_attention_heads*(P + T)*(4 + 4 + wide)
     patches, pixels, d, f = image_sizes(config, image_tokens)
-    looking = prompts*patches*max(wide*(2*d + 3*f), (4*wide + 6*4)*d)              # one layer of a frozen tower: its inner product, or its rotary positions in 32 bits
-    return {"images": 4*prompts*patches*pixels, "prompts": prompts*(P + T)*kept, "responses": rows*T*kept*(1 + 1/text.num_hidden_layers),
-            "looking": looking, "reading": one + (two - one)*(prompts - 1), "drawing": drawing}
+    looking = part*patches*max(wide*(2*d + 3*f), (4*wide + 6*4)*d)              # one layer of a frozen tower: its inner product, or its rotary positions in 32 bits
+    return {"waiting": 4*prompts*patches*pixels, "images": 4*part*patches*pixels, "prompts": prompts*P*kept, "responses": rows*T*kept*(1 + 1/text.num_hidden_layers),
+            "looking": looking, "reading": max(one + (two - one)*(part - 1) + part*T*kept, prompts*P*kept*(part < prompts)), "drawing": drawing}
 
-def most(s)->float:      # bytes
+def most(s, host=False)->float:      # bytes; with `host`, on a CPU, whose memory also holds the images that wait
     "The most that sampling takes at one time."
-    return s["images"] + max(s["looking"], s["prompts"] + max(s["reading"], s["responses"] + s["drawing"]))
+    return host*s["waiting"] + max(s["images"] + s["looking"], s["prompts"] + max(s["images"] + s["reading"], s["responses"] + s["drawing"]))
 
 # %% ../nbs/04a_plan.ipynb #ecda896d
 def work(model, config, prompts, n, P, T, image_tokens=0, checkpointing=True, shared=True)->dict:    # "sampling", "update", "tokens"
@@ -235,7 +235,7 @@ def page(f, kind, gpu, bits, lora_rank, prompts, responses, P, T, image_tokens, 
     return [f"{kind}: {w['parameters']:,} parameters, {w['quantised']:,} of them in {bits or 16} bits; {w['trained']:,} trained (LoRA rank {lora_rank})",
             f"a step: {prompts} prompts of {P} tokens ({image_tokens} of image), {responses} responses of up to {T}, an expert each", "", f"  {'always there':58}{'GiB':>8}",
             line(f"language model in {bits or 16} bits", w["packed"]), line("embeddings, norms, head", w["rest"]), line("vision tower and projector", w["vision"]), line("adapter, its gradient, AdamW", w["adapter"] + w["gradient"] + w["optimiser"]),
-            "  then, while sampling,", line("images", s["images"]), line("keys and values of prompts and experts, once a group", s["prompts"]), line("  and the pass that reads them", s["reading"]),
+            "  then, while sampling,", line("images", s["images"]), line("keys and values of prompts, once a group", s["prompts"]), line("  and the passes that read them, experts, too", s["reading"]),
             line("  or keys and values of responses, and drawing a token", s["responses"] + s["drawing"]), line("(before that, the vision tower)", s["looking"]),
             f"  or, in an update, {f['groups']} group{'s'*(f['groups'] > 1)} of {f['group_tokens']:,} tokens at once", line("activations " + ("recomputed" if checkpointing else "kept") + ", head tiles, images, a matrix unpacked", f["update"]), "",
             line("at most", f["peak"]), line(f"{gpu} less a margin of {MARGIN:.0%}", f["room"]), f"  {'fits' if f['fits'] else 'DOES NOT FIT'}; {fit}{over}", "",

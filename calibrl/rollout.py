@@ -35,25 +35,20 @@ def encode(processor,          # `AutoProcessor` of the model (a plain tokenizer
 # %% ../nbs/01_rollout.ipynb #3f4e8687
 _PER_TOKEN = ("input_ids", "attention_mask", "mm_token_type_ids", "token_type_ids")
 
-def _place(rows, start, width, fill=0):
-    "Rows of ids into one (rows, width) tensor; `start[i]` is the column where row i begins."
-    out = torch.full((len(rows), width), fill, dtype=torch.long)
-    for i, (row, s) in enumerate(zip(rows, start)): out[i, s:s+len(row)] = torch.as_tensor(row, dtype=torch.long)
-    return out
-
 def collate(prompts:list,      # one `encode` dict a row
             responses:list,    # one list of token ids a row ([] while sampling)
             pad_id:int,        # fills both sides; masked out everywhere
+            P=0,               # tokens of a prompt with its padding, if more than the longest has
            )->dict:            # model inputs; "input_ids" (rows, P + T), responses start in column P
     "Left-padded prompts and right-padded responses in one batch of model inputs."
     lengths = [p["input_ids"].shape[1] for p in prompts]
-    P, T = max(lengths), max(map(len, responses))
+    P, T = max(P, *lengths), max(map(len, responses))
     out = {}
     for k in {k: None for p in prompts for k in p}:                     # union of the keys, in order
         if k not in _PER_TOKEN: out[k] = torch.cat([p[k] for p in prompts if k in p]); continue
         tail = {"input_ids": lambda r: r, "attention_mask": lambda r: [1]*len(r)}.get(k, lambda r: [0]*len(r))
-        rows = [p[k][0].tolist() + list(tail(r)) for p, r in zip(prompts, responses)]
-        out[k] = _place(rows, [P - n for n in lengths], P + T, pad_id if k == "input_ids" else 0)
+        fill = lambda n: [pad_id if k == "input_ids" else 0]*n
+        out[k] = torch.tensor([fill(P - n) + p[k][0].tolist() + list(tail(r)) + fill(T - len(r)) for p, n, r in zip(prompts, lengths, responses)])
     return out
 
 # %% ../nbs/01_rollout.ipynb #84de5ea9
@@ -158,9 +153,10 @@ def _register():
 def pack(groups:list,      # per problem a list of responses (lists of token ids)
          seen,             # (B, P) attention mask of the left-padded prompts
          fill,             # token id for padding
+         T=0,              # tokens of a response with its padding, if more than the longest has
         )->dict:           # ids (B, R*T), mask (B, R, T) True on real tokens, prompt_mask (B, 1, P, P), own_mask (B*R, 1, T, P + T)
     "Lay out the responses of each problem behind its prompt, and the two attention masks."
-    (B, P), R, T = seen.shape, max(map(len, groups)), max(len(r) for g in groups for r in g)
+    (B, P), R, T = seen.shape, max(map(len, groups)), max(T, *(len(r) for g in groups for r in g))
     ids, mask = torch.full((B, R, T), fill), torch.zeros(B, R, T, dtype=torch.bool)
     for b, g in enumerate(groups):
         for i, r in enumerate(g): ids[b, i, :len(r)], mask[b, i, :len(r)] = torch.as_tensor(r), True
@@ -326,9 +322,10 @@ class Policy:
                         seed=0,          # of a new adapter
                         checkpointing=False,    # recompute activations in the backward pass: less memory, more time
                         train_vision=False,     # a new adapter reaches into the vision tower, too
+                        dtype=None,             # of what is not quantised; default: bf16 on a GPU, fp32 on a CPU
                        ):
         "Load an image-text-to-text or causal language model as a policy."
-        model, processor = load_base(name_or_path, bits, device)
+        model, processor = load_base(name_or_path, bits, device, dtype)
         policy = cls(add_adapter(model, lora_rank, adapter, seed, train_vision), processor)
         if checkpointing:
             policy.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
@@ -368,10 +365,11 @@ def tokens(self:Policy,
 # %% ../nbs/01_rollout.ipynb #f1f6f90d
 @patch
 def prompts(self:Policy,
-            problems:list,     # B problems
+            problems:list,     # B problems, or what `encode` made of them
+            P=0,               # tokens of a prompt with its padding, if more than the longest has
            )->tuple:           # model inputs of the left-padded prompts (positions included), first position of a response (B,)
     "The prompts of some problems as one batch, each image once."
-    inputs = collate([encode(self.processor, p) for p in problems], [[]]*len(problems), self.pad_id)
+    inputs = collate([p if isinstance(p, dict) else encode(self.processor, p) for p in problems], [[]]*len(problems), self.pad_id, P)
     inputs = {k: v.to(self.device) for k, v in inputs.items()}
     place = getattr(self.core, "get_rope_index", None)
     if place and "image_grid_thw" in inputs: positions = place(**{k: inputs[k] for k in signature(place).parameters if k in inputs})[0]     # (3, B, P)
@@ -381,12 +379,13 @@ def prompts(self:Policy,
 # %% ../nbs/01_rollout.ipynb #5046adca
 @patch
 def packed(self:Policy,
-           problems:list,      # B problems
+           problems:list,      # B problems, or what `encode` made of them
            groups:list,        # for each a list of responses (token ids)
+           P=0, T=0,           # tokens of a prompt and of a response with their padding, if more than the longest have
           )->tuple:            # model inputs for packed rows, mask (B, R, T) True on response tokens
     "Model inputs with the responses of each problem packed behind its prompt."
-    inputs, start = self.prompts(problems)
-    rows = {k: v.to(self.device) for k, v in pack(groups, inputs["attention_mask"], self.eos_ids[0]).items()}
+    inputs, start = self.prompts(problems, P)
+    rows = {k: v.to(self.device) for k, v in pack(groups, inputs["attention_mask"], self.eos_ids[0], T).items()}
     (B, R, T), P = rows["mask"].shape, inputs["input_ids"].shape[1]
     tail = (start[:, None] + torch.arange(T, device=self.device)).repeat(1, R)                        # every response counts from the prompt's end
     longer = {k: torch.nn.functional.pad(inputs[k], (0, R*T)) for k in _PER_TOKEN[2:] if k in inputs}
@@ -458,6 +457,22 @@ def _samples(drawn, rows, *expert):
     lengths = sum(torch.bincount(row, minlength=rows) for row, *_ in drawn).tolist()
     return Samples([r[:k] for r, k in zip(table[0].long().tolist(), lengths)], table[1], table[2], *expert)
 
+# %% ../nbs/01_rollout.ipynb #6b1f2e92
+@patch
+def prefill(self:Policy,
+            prompts:list,     # what `encode` made of them
+            experts:list,     # for each the token ids of an expert's response, or none
+            P, T,             # tokens of a prompt and of an expert with their padding
+            temperature,
+           )->list:           # last hidden states, what they have seen, next positions, experts' log-probabilities and mask, each layer's keys and values
+    "Read some prompts, and score their experts in the same pass."
+    from transformers import DynamicCache
+    inputs, mask = self.packed(prompts, [[e or self.eos_ids[:1]] for e in experts], P, T)
+    cache, mask = DynamicCache(), mask & torch.tensor([bool(e) for e in experts], device=self.device)[:, None, None]
+    hidden = self.core(**inputs, past_key_values=cache, use_cache=True).last_hidden_state
+    return [hidden[:, P-1], inputs["attention_mask"][:, :, -1:], inputs["position_ids"][..., P:P+1].movedim(-2, 0), self.read(hidden, inputs, mask, temperature)[0][:, 0], mask[:, 0],
+            *(x[:, :, :P].clone() for layer in cache.layers for x in (layer.keys, layer.values))]
+
 # %% ../nbs/01_rollout.ipynb #d0431426
 @patch
 @torch.no_grad()
@@ -469,19 +484,17 @@ def sample(self:Policy,
            seed=0,                # the same seed gives the same responses
            top_k=0, top_p=1.0,    # draw among the k likeliest, or the likeliest that hold a share p
            experts=None,          # for each problem an expert's response or None: scored in the same pass that reads the prompts
+           read_tokens=8192,      # of prompts and experts read in one pass: changes memory, not what is sampled
           )->Samples:             # B*n responses, problem by problem
     "Sample responses, the prompt run once a problem."
     from transformers import DynamicCache
     self.model.eval()
     generator, eos = torch.Generator(self.device).manual_seed(seed), torch.tensor(self.eos_ids, device=self.device)
-    has = torch.tensor([bool(e) for e in experts or [None]*len(problems)], device=self.device)
-    inputs, mask = self.packed(problems, [[self.tokens(e) if e else self.eos_ids[:1]] for e in experts or [None]*len(problems)])
-    (P, *_), cache, rows = inputs["prefix"], DynamicCache(), len(problems)*n
-    hidden = self.core(**inputs, past_key_values=cache, use_cache=True).last_hidden_state
-    mask = mask & has[:, None, None]
-    expert_logp, shared = self.read(hidden, inputs, mask, temperature or 1.0)[0][:, 0], [(x.keys[:, :, :P], x.values[:, :, :P]) for x in cache.layers]
-    seen, position = inputs["attention_mask"][:, :, -1:], inputs["position_ids"][..., P:P+1].repeat_interleave(n, -2)        # what the prompt's last token sees; where the responses begin
-    hidden, cache = hidden[:, P-1].repeat_interleave(n, 0), DynamicCache()                                                   # from here on: own tokens only
+    prompts, said, rows = [encode(self.processor, p) for p in problems], [self.tokens(e) if e else [] for e in experts or [None]*len(problems)], len(problems)*n
+    P, T = max(p["input_ids"].shape[1] for p in prompts), max(1, *map(len, said))
+    step = max(1, read_tokens//(P + T))                                                                                      # prompts in one pass
+    hidden, seen, position, expert_logp, mask, *kept = [torch.cat(x) if len(x) > 1 else x[0] for x in zip(*[self.prefill(prompts[i:i+step], said[i:i+step], P, T, temperature or 1.0) for i in range(0, len(prompts), step)])]
+    hidden, position, cache = hidden.repeat_interleave(n, 0), position.movedim(0, -2).repeat_interleave(n, -2), DynamicCache()      # from here on: own tokens only
     alive, drawn = torch.arange(rows, device=self.device), []                                   # drawn: for each position (rows still alive, token, logp, entropy)
     for _ in range(max_new_tokens):
         logits = (hidden @ self.head.T).float().div(temperature or 1.0).masked_fill(self.no_chance, -torch.inf)
@@ -492,8 +505,8 @@ def sample(self:Policy,
         if len(going) == 0 or len(drawn) == max_new_tokens: break
         if len(going) < len(alive) and len(drawn) > 1: cache.batch_select_indices(going)
         alive, token, position = alive[going], token[going], position[..., going, :]
-        hidden = self.core(input_ids=token[:, None], attention_mask=seen, shared=(shared, alive, n), position_ids=position + len(drawn) - 1, past_key_values=cache, use_cache=True).last_hidden_state[:, -1]
-    return _samples(drawn, rows, expert_logp, mask[:, 0])
+        hidden = self.core(input_ids=token[:, None], attention_mask=seen, shared=(list(zip(kept[::2], kept[1::2])), alive, n), position_ids=position + len(drawn) - 1, past_key_values=cache, use_cache=True).last_hidden_state[:, -1]
+    return _samples(drawn, rows, expert_logp, mask)
 
 # %% ../nbs/01_rollout.ipynb #b8889b82
 @dataclass

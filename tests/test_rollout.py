@@ -138,6 +138,18 @@ def test_bad_input_is_named(policy, tiny, tmp_path):
     with pytest.raises(ValueError, match="bits must be"): Policy.from_pretrained(tiny, bits=2)
 
 
+@pytest.mark.parametrize("bits", [None, 4])
+def test_reading_the_prompts_in_parts_samples_the_same(tiny, bits):
+    "To the last bit, with prompts of unequal length and one without an expert."
+    policy, ps = Policy.from_pretrained(tiny, bits=bits), problems(5, seed=3)
+    experts = [None, *(p.expert for p in ps[1:])]
+    whole = policy.sample(ps, 4, seed=5, experts=experts)
+    for tokens in (1, 200):                                           # one prompt at a time, and two
+        parts = policy.sample(ps, 4, seed=5, experts=experts, read_tokens=tokens)
+        assert parts.ids == whole.ids and not whole.expert_mask[0].any()
+        for name in ("logp", "entropy", "expert_logp", "expert_mask"): assert torch.equal(getattr(parts, name), getattr(whole, name)), name
+
+
 def test_collate_pads_left_and_right():
     a, b = {"input_ids": torch.tensor([[5, 6, 7]]), "attention_mask": torch.ones(1, 3).long()}, {"input_ids": torch.tensor([[8]]), "attention_mask": torch.ones(1, 1).long()}
     out = collate([a, b], [[1], [2, 3]], pad_id=0)

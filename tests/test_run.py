@@ -176,21 +176,6 @@ def test_mistakes_are_found_before_anything_is_loaded(argv, word, capsys, tmp_pa
     assert main(["train", *argv, "--out", str(tmp_path/"run")]) == 2 and word in capsys.readouterr().err and not (tmp_path/"run").exists()
 
 
-def test_a_tracker_that_is_not_installed_is_named(capsys, monkeypatch, tmp_path):
-    import importlib.util
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    assert main(["train", "--tracker", "wandb", "--out", str(tmp_path/"run")]) == 2
-    assert "--tracker wandb needs the package wandb: pip install" in capsys.readouterr().err
-
-
-def test_tensorboard_gets_the_numbers(tmp_path, capsys):
-    pytest.importorskip("tensorboard")
-    assert main(["train", *SMALL, "--steps", "2", "--tracker", "tensorboard", "--out", str(tmp_path/"run")]) == 0
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-    events = EventAccumulator(str(tmp_path/"run/calibrl")); events.Reload()
-    assert [e.value for e in events.Scalars("reward")] == pytest.approx([r["reward"] for r in read_lines(tmp_path/"run/metrics.jsonl")])
-
-
 def test_presets_and_their_order(tmp_path):
     (tmp_path/"c.toml").write_text("prompts = 8\nalpha = 0.8")
     cfg = T.load_config(tmp_path/"c.toml", "paper", alpha=0.3)
@@ -295,16 +280,3 @@ def test_several_processes_give_the_trajectory_of_one(tiny, tmp_path, world, opt
 def test_too_many_processes_are_refused(tiny, monkeypatch):
     monkeypatch.setattr(T, "processes", lambda: (0, 3))
     with pytest.raises(ValueError, match="3 processes are too many: a mini-batch has 2 problems"): next(T.train(Policy.from_pretrained(tiny), problems(8), T.Config(prompts=4)))
-
-
-def test_accelerate_launches_the_command(tmp_path):
-    "Two gloo processes through accelerate's own launcher: the metrics of one process, and each file written once."
-    cfg = ["--sample-prompts", "2", "--steps", "2"]
-    p = command(tmp_path/"two", *cfg, launcher=("-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2", "--mixed_precision", "no", "--dynamo_backend", "no", "-m", "calibrl.cli"))
-    out, err = p.communicate(timeout=180)
-    assert p.returncode == 0, err
-    assert main(["train", *SMALL, *cfg, "--out", str(tmp_path/"one")]) == 0
-    one, two = (read_lines(tmp_path/x/"metrics.jsonl") for x in ("one", "two"))
-    assert len(two) == 2 and out.count("Files in") == 1
-    for a, b in zip(one, two): assert all(b[k] == pytest.approx(a[k], abs=1e-5) for k in ("loss", "reward", "entropy", "grad_norm", "tokens"))
-    assert [c.name for c in T.checkpoints(tmp_path/"two/checkpoints")] == ["step-2"]
