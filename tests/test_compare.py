@@ -132,6 +132,6 @@ def test_the_shipped_records_are_whole_and_small():
     files = sorted(folder.glob("*.jsonl"))
     assert files and sum(f.stat().st_size for f in folder.iterdir()) < 1_500_000
     runs = C.records(*files)
-    keys = [(r["spec"], r["seed"], json.dumps(r["config"])) for r in runs]
+    keys = [(r["spec"], r["seed"], r.get("world", "geometry"), json.dumps(r["config"])) for r in runs]
     assert len(set(keys)) == len(keys) and all(math.isfinite(v) for r in runs for v in C.figures(r).values())
     assert {"grpo", "calibrl", "dapo", "luffy", "sft_grpo", "dr_grpo", "rl_plus"} <= {r["spec"] for r in C.records(folder/"main.jsonl")}
