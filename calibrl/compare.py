@@ -271,12 +271,13 @@ def as_text(rows:list,                # from `table`
 # %% ../nbs/04_compare.ipynb #0e3b230c
 METHODS = "grpo,calibrl,dapo,luffy,sft_grpo"
 EXPERIMENTS = {     # the variants behind the figures below, by name
-    "main": "grpo calibrl calibrl:gap=sequence dr_grpo dapo gspo cppo luffy rl_plus sft_grpo grpo_sft",
+    "main": "grpo calibrl calibrl:gap=sequence dr_grpo dapo gspo cppo luffy rl_plus sft_grpo grpo_sft calibrl_live:gap=sequence",
     "ablations": "grpo calibrl calibrl:gap=sequence calibrl:gap=mean calibrl:weight=0 calibrl:weight=0.5 calibrl:gap=sequence,alpha=0 calibrl:gap=sequence,alpha=0.3 calibrl:gap=sequence,alpha=0.8 "
                  "calibrl:gap=sequence,alpha=1 calibrl_reference:gap=sequence calibrl:weigh_by_adv=false calibrl:norm_std=true calibrl_dr_grpo calibrl_gspo calibrl_cppo",
-    "experts": "grpo calibrl:gap=sequence luffy " + " ".join(f"{m}experts={e}" for e in ("noisy", "wrong", "terse", "verbose", "half") for m in ("calibrl:gap=sequence,", "luffy:"))}
+    "long": "grpo calibrl calibrl:gap=sequence calibrl:gap=sequence,alpha=0 calibrl_live:gap=sequence grpo_sft",        # with --steps 240
+    "experts": "grpo calibrl:gap=sequence luffy calibrl_live:gap=sequence grpo_sft " + " ".join(f"{m}experts={e}" for e in ("noisy", "wrong", "terse", "verbose", "half") for m in ("calibrl:gap=sequence,", "luffy:", "calibrl_live:gap=sequence,", "grpo_sft:"))}
 
-def compare_methods(methods:str=METHODS,      # main, ablations, experts, or names with options, as in "grpo,calibrl:alpha=0.3,gap=sequence,dapo"
+def compare_methods(methods:str=METHODS,      # main, ablations, long, experts, or names with options, as in "grpo,calibrl:alpha=0.3,gap=sequence,dapo"
                     seeds:str="3",            # how many (0, 1, ...), or a list such as 4,7,9
                     steps:int=None,           # training steps of each run (default: 60; 8 with --quick)
                     out:str="runs/compare",   # folder of the records; runs that are there are not repeated
