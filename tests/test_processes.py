@@ -50,6 +50,14 @@ def done(p, seconds=120):
     return out
 
 
+def unless_aborted(run):
+    "`run(0)`, and `run(1)` if a process was aborted: gloo's listener does that now and then when a connection fails (github.com/pytorch/gloo/issues/514). The same command goes on; whatever else goes wrong counts."
+    try: return run(0)
+    except (AssertionError, torch.multiprocessing.ProcessExitedException) as e:
+        if "SIGABRT" not in str(e): raise
+        return run(1)
+
+
 def close(a, b):
     "The same steps, up to the order in which floats are added: it decides on which side of the gate a gap of zero falls, which the gradient's norm shows first."
     assert [r["sample"] for r in a] == [r["sample"] for r in b] and len(a) > 0
@@ -67,7 +75,7 @@ def figures(out): return same(read_lines(out/"metrics.jsonl"))
 def straight(tmp_path_factory):
     "An uninterrupted run of two processes."
     out = tmp_path_factory.mktemp("processes")/"straight"
-    said = done(launch(out))
+    said = unless_aborted(lambda _: done(launch(out)))
     assert said.count("Files in") == 1                                                                          # one voice
     return out
 
@@ -105,7 +113,7 @@ def test_killed_alone_or_together_and_gone_on_with(straight, tmp_path):
         assert p.returncode != 0 and not alive and not (out/"summary.json").exists()
         if who == [1]: assert "another process of this run ended" in err and "give the same command again" in err
         assert ([c.name for c in T.checkpoints(out/"checkpoints")] or ["step-0"])[-1] == f"step-{newest}"
-    done(launch(out))
+    unless_aborted(lambda _: done(launch(out)))
     assert figures(out) == figures(straight)
     for name in ("samples.jsonl", "adapter/adapter_model.safetensors"): assert (out/name).read_bytes() == (straight/name).read_bytes()
 
@@ -161,7 +169,7 @@ def spread_member(rank, store, folders, cases):
 def test_layers_spread_over_two_processes_train_as_one_whole(checkpoint, tmp_path, monkeypatch):
     "Text-only and three that see; with uneven work, answers of unequal length, a problem without a picture, recomputed activations, the methods that look at rows in other ways."
     folders = {kind: checkpoint(kind) for kind in CASES}
-    torch.multiprocessing.start_processes(spread_member, (str(tmp_path/"store"), folders, CASES), nprocs=2, start_method="spawn")
+    unless_aborted(lambda n: torch.multiprocessing.start_processes(spread_member, (str(tmp_path/f"store{n}"), folders, CASES), nprocs=2, start_method="spawn"))
     verdicts(monkeypatch)
     for kind, options in CASES.items():
         policy = Policy.from_pretrained(folders[kind])
@@ -183,8 +191,7 @@ atexit.register(lambda: "calibrl.train" in sys.modules and sys.modules["calibrl.
 def test_the_launcher_asks_for_it(straight, tmp_path):
     "`fsdp.yaml` instead of `ddp.yaml`, and the run is the same."
     (tmp_path/"sitecustomize.py").write_text(NOTED)
-    p = launch(tmp_path/"run", config="fsdp.yaml", path=[tmp_path])
-    done(p)
+    unless_aborted(lambda _: done(launch(tmp_path/"run", config="fsdp.yaml", path=[tmp_path])))
     assert {f.name for f in tmp_path.glob("spread-*")} == {"spread-0", "spread-1"}                              # both did it
     close(figures(straight), figures(tmp_path/"run"))
 
