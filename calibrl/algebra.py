@@ -5,12 +5,12 @@
 # %% ../nbs/00e_algebra.ipynb #24056e6f
 from __future__ import annotations
 
-import importlib.resources, os, random, re, shutil, sys
+import random, re, sys
 from dataclasses import replace
 from pathlib import Path
 
 from . import geometry
-from .geometry import _SPECIAL, _TAGS, _TEMPLATE, SPLITS, Family, _descend, _drill, _level, _pool, image_blind_bound, split_of, work
+from .geometry import _SPECIAL, _TAGS, _TEMPLATE, SPLITS, Family, _descend, _drill, _keep, _level, _pool, _shipped_or_built, image_blind_bound, split_of, work
 from .tasks import INSTRUCTION, Problem, messages
 
 # %% auto #0
@@ -201,22 +201,12 @@ def build_checkpoint(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         losses = learn(model, tokenizer, steps, rng, progress=progress)
-    part = path.with_name(f"{path.name}.part{os.getpid()}")
-    model.save_pretrained(part); tokenizer.save_pretrained(part)
-    for file in part.iterdir(): file.chmod(0o644)
-    if path.exists(): shutil.rmtree(path)
-    path.parent.mkdir(parents=True, exist_ok=True); os.replace(part, path)
+    _keep(path, model, tokenizer)
     return losses
 
 def tiny_checkpoint()->Path:
     "Folder of the tiny warm-started policy: the one shipped with the package, else built once and cached."
-    shipped = Path(str(importlib.resources.files("calibrl")))/"assets"/"algebra"
-    if (shipped/"model.safetensors").is_file(): return shipped
-    path = Path(os.environ.get("XDG_CACHE_HOME") or Path.home()/".cache")/"calibrl"/"algebra"
-    if not (path/"model.safetensors").is_file():
-        print(f"building the tiny policy into {path}: a few minutes on one core, once", file=sys.stderr)
-        build_checkpoint(path)
-    return path
+    return _shipped_or_built("algebra", build_checkpoint, "a few minutes")
 
 # %% ../nbs/00e_algebra.ipynb #4b5a4d76
 if __name__ == "__main__" and "__file__" in globals():           # python -m calibrl.algebra OUT

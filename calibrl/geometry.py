@@ -594,6 +594,15 @@ def learn_to_talk(
     parameters = [p for n, p in model.named_parameters() if "visual" not in n]
     return _descend(parameters, steps, loss_at, "learning to talk", progress)
 
+# %% ../nbs/00b_geometry.ipynb #5eed0b01
+def _keep(path, *parts):
+    "Save a model and what reads for it as one folder, whole or not at all."
+    new = path.with_name(f"{path.name}.part{os.getpid()}")
+    for part in parts: part.save_pretrained(new)
+    for file in new.iterdir(): file.chmod(0o644)
+    if path.exists(): shutil.rmtree(path)
+    path.parent.mkdir(parents=True, exist_ok=True); os.replace(new, path)
+
 # %% ../nbs/00b_geometry.ipynb #ace15771
 LOOK_STEPS, TALK_STEPS, PICTURES = 1400, 2400, 12000
 
@@ -615,23 +624,23 @@ def build_checkpoint(
         drawn = _pictures(pictures, rng)
         losses = dict(look=learn_to_look(model, processor, drawn, look_steps, rng, progress=progress),
                       talk=learn_to_talk(model, processor, drawn, steps, rng, progress=progress))
-    part = path.with_name(f"{path.name}.part{os.getpid()}")
-    model.save_pretrained(part); processor.save_pretrained(part)
-    for file in part.iterdir(): file.chmod(0o644)
-    if path.exists(): shutil.rmtree(path)
-    path.parent.mkdir(parents=True, exist_ok=True); os.replace(part, path)
+    _keep(path, model, processor)
     return losses
 
 # %% ../nbs/00b_geometry.ipynb #97a8bbba
+def _shipped_or_built(name, build, long):
+    "The folder of a checkpoint that comes with the package, else of the one built once and cached."
+    shipped = Path(str(importlib.resources.files("calibrl")))/"assets"/name
+    if (shipped/"model.safetensors").is_file(): return shipped
+    path = Path(os.environ.get("XDG_CACHE_HOME") or Path.home()/".cache")/"calibrl"/name
+    if not (path/"model.safetensors").is_file():
+        print(f"building the tiny policy into {path}: {long} on one core, once", file=sys.stderr)
+        build(path)
+    return path
+
 def tiny_checkpoint()->Path:
     "Folder of the tiny warm-started policy: the one shipped with the package, else built once and cached."
-    shipped = Path(str(importlib.resources.files("calibrl")))/"assets"/"tiny"
-    if (shipped/"model.safetensors").is_file(): return shipped
-    path = Path(os.environ.get("XDG_CACHE_HOME") or Path.home()/".cache")/"calibrl"/"tiny"
-    if not (path/"model.safetensors").is_file():
-        print(f"building the tiny policy into {path}: about a quarter of an hour on one core, once", file=sys.stderr)
-        build_checkpoint(path)
-    return path
+    return _shipped_or_built("tiny", build_checkpoint, "about a quarter of an hour")
 
 # %% ../nbs/00b_geometry.ipynb #b5117a09
 if __name__ == "__main__" and "__file__" in globals():           # python -m calibrl.geometry OUT

@@ -1,5 +1,5 @@
 "The world in words: problems, splits, experts, the tiny checkpoint, and the training code that runs on it unchanged."
-import random, re, subprocess, sys
+import importlib.resources, random, re, subprocess, sys
 from dataclasses import replace
 
 import pytest
@@ -124,7 +124,7 @@ def test_short_rebuild_is_deterministic_and_loads(tmp_path):
 def test_checkpoint_falls_back_to_the_cache(tmp_path, monkeypatch):
     built = []
     def fake(path): built.append(path); path.mkdir(parents=True); (path/"model.safetensors").write_bytes(b"x")
-    monkeypatch.setattr(A.importlib.resources, "files", lambda _: tmp_path/"package")
+    monkeypatch.setattr(importlib.resources, "files", lambda _: tmp_path/"package")
     monkeypatch.setattr(A, "build_checkpoint", fake); monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path/"cache"))
     assert A.tiny_checkpoint() == A.tiny_checkpoint() == tmp_path/"cache"/"calibrl"/"algebra" and len(built) == 1
 
