@@ -32,7 +32,8 @@ def run_folder(out,            # folder, or None for the first free of runs/NAME
     return path
 
 # %% ../nbs/06_cli.ipynb #9d2f0a12
-MAY_CHANGE = ("sample_every", "save_every", "keep", "max_broken")       # options that leave every number of a run as it is
+# Options that leave every number of a run as it is
+MAY_CHANGE = ("sample_every", "save_every", "keep", "max_broken", "gradient_checkpointing")
 
 def other_options(path,       # of a run
                   cfg, about:dict,     # the configuration now: `calibrl.train.Config`, and what else decides the run
@@ -348,6 +349,7 @@ def train(model:str="tiny",        # save_pretrained folder or hub id; "tiny" is
           mini_batches:int=None,   # updates a step (default: 2)
           max_new_tokens:int=None, # longer responses are truncated (default: 64)
           sample_prompts:int=None, # problems sampled at once (default: all that a process has of a step)
+          gradient_checkpointing:bool=None,    # recompute activations in the backward pass: less memory, more time (default: on a GPU)
           save_every:int=None,     # steps between checkpoints (default: 10)
           engine:str="shared",     # how groups are run: "shared", each prompt and image once for all its responses, is the one way
           tracker:str=None,        # tensorboard, trackio or wandb, beside metrics.jsonl (default: none)
@@ -375,8 +377,9 @@ def start(out, cfg,
     if not cfg.sample_prompts: cfg = replace(cfg, sample_prompts=T.load_config(out/"config.toml").sample_prompts if state == "unfinished" else -(-cfg.prompts//world))     # and so for the whole run, whichever processes go on with it
     path = model_path(about["model"], about["adapter"])
     problems = training_problems(about["data"], cfg.seed, about["map"], about["on_bad"], about["max_prompt_tokens"] and (path, about["max_prompt_tokens"]), max(1, cfg.steps*cfg.prompts))
-    from calibrl.rollout import Policy
-    policy = Policy.from_pretrained(path, bits=about["bits"], lora_rank=about["lora_rank"], adapter=about["adapter"] and adapter_folder(about["adapter"]), seed=cfg.seed, device="cpu" if spread else device, dtype=spread)
+    from calibrl.rollout import Policy, recomputes
+    policy = Policy.from_pretrained(path, bits=about["bits"], lora_rank=about["lora_rank"], adapter=about["adapter"] and adapter_folder(about["adapter"]), seed=cfg.seed, device="cpu" if spread else device, dtype=spread,
+                                    gradient_checkpointing=recomputes(cfg.gradient_checkpointing, device or "cpu") if spread else cfg.gradient_checkpointing)
     if spread: T.spread(policy, device)
     drop_experts(policy, problems, about["on_bad"])
     held = claim(out, state, cfg, about, problems) if first else None
@@ -614,9 +617,9 @@ def make_parser(name:str)->argparse.ArgumentParser:
         if p.default is inspect.Parameter.empty:                                     # no default: given by position, the place of the result by name
             parser.add_argument("--out", type=p.anno, help=p.docment, metavar="OUT", required=True) if key == "out" else parser.add_argument(key, type=p.anno, help=p.docment)
             continue
-        kind = dict(action=argparse.BooleanOptionalAction if p.default else "store_true") if p.anno is bool else dict(type=p.anno, default=p.default, metavar=key.split("_")[-1].upper())
+        kind = dict(action="store_true" if p.default is False else argparse.BooleanOptionalAction) if p.anno is bool else dict(type=p.anno, default=p.default, metavar=key.split("_")[-1].upper())
         text = (p.docment or "").replace("%", "%%")
-        if p.default is None or "(default" in text or p.anno is bool: kind["default"] = p.default if p.anno is bool else argparse.SUPPRESS
+        if p.default is None or "(default" in text or p.anno is bool: kind["default"] = argparse.SUPPRESS if p.default is None or p.anno is not bool else p.default
         parser.add_argument("--" + key.replace("_", "-"), help=text, **kind)
     return parser
 

@@ -15,7 +15,8 @@ import numpy as np
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from .rollout import FULL_PRECISION, Policy, _register, add_adapter, head_logps, model_config, rollout
+from .rollout import (FULL_PRECISION, Policy, _register, add_adapter, head_logps, model_config,
+                             recompute_activations, recomputes, rollout)
 from .train import Config, train_step
 
 # %% ../nbs/04a_plan.ipynb #7f57ba19
@@ -95,7 +96,7 @@ def packed_inputs(groups, P, R, T, axes):
 # %% ../nbs/04a_plan.ipynb #dca73dbf
 def _axes(config): return 3 if "mrope_section" in str(getattr(config.get_text_config(), "rope_parameters", "")) else 1
 
-def traced(config, groups, P, R, T, lora_rank=16, dtype=torch.bfloat16, layers=2, checkpointing=True, sampling=False)->Meter:
+def traced(config, groups, P, R, T, lora_rank=16, dtype=torch.bfloat16, layers=2, gradient_checkpointing=True, sampling=False)->Meter:
     "What a forward and backward pass over packed rows allocates (or, when sampling, the pass that reads the prompts), on a model of a few layers."
     from torch._subclasses.fake_tensor import FakeTensorMode
     from transformers import DynamicCache
@@ -103,7 +104,7 @@ def traced(config, groups, P, R, T, lora_rank=16, dtype=torch.bfloat16, layers=2
     config = copy.deepcopy(config); text = config.get_text_config()
     text.vocab_size, text.pad_token_id = min(text.vocab_size, 4*tile), None                  # the head goes tile by tile: four are as good as a thousand
     model = on_paper(config, lora_rank, dtype, layers)
-    if checkpointing: model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False}); model.disable_input_require_grads()
+    if gradient_checkpointing: recompute_activations(model)
     with FakeTensorMode(), torch.no_grad() if sampling else nullcontext():
         core, head = _pretend(model).train(not sampling).get_base_model().model, model.get_output_embeddings().weight
         with Meter([*model.parameters(), *model.buffers()]) as meter:
@@ -150,7 +151,7 @@ def sampling_bytes(config, prompts, n, P, T, image_tokens=0, dtype=torch.bfloat1
     def reading(layers, groups):      # above the keys and values that it makes
         return traced(config, groups, P, 1, T, lora_rank, dtype, layers, False, sampling=True).peak - groups*(P + T)*kept*layers/text.num_hidden_layers
     one, two = reading(2, 1), reading(2, 2)
-    drawing = rows*text.vocab_size*(wide + 4 + 4 + 4 + 8 + 8) + rows*text.num_attention_heads*(P + T)*(4 + 4 + wide)
+    drawing = rows*text.vocab_size*(4 + 4 + 4 + 8 + 8) + rows*text.num_attention_heads*(P + T)*(4 + 4 + wide)
     patches, pixels, d, f = image_sizes(config, image_tokens)
     looking = part*patches*max(wide*(2*d + 3*f), (4*wide + 6*4)*d)              # one layer of a frozen tower: its inner product, or its rotary positions in 32 bits
     return {"waiting": 4*prompts*patches*pixels, "images": 4*part*patches*pixels, "prompts": prompts*P*kept, "responses": rows*T*kept*(1 + 1/text.num_hidden_layers),
@@ -161,7 +162,7 @@ def most(s, host=False)->float:      # bytes; with `host`, on a CPU, whose memor
     return host*s["waiting"] + max(s["images"] + s["looking"], s["prompts"] + max(s["images"] + s["reading"], s["responses"] + s["drawing"]))
 
 # %% ../nbs/04a_plan.ipynb #ecda896d
-def work(model, config, prompts, n, P, T, image_tokens=0, checkpointing=True, shared=True)->dict:    # "sampling", "update", "tokens"
+def work(model, config, prompts, n, P, T, image_tokens=0, gradient_checkpointing=True, shared=True)->dict:    # "sampling", "update", "tokens"
     "Floating-point operations of a step, and tokens it runs through the layers, prompts run once or with each response."
     from torch.nn import Linear
     text, vision = config.get_text_config(), "visual|vision_tower|vision_model|projector"
@@ -174,7 +175,7 @@ def work(model, config, prompts, n, P, T, image_tokens=0, checkpointing=True, sh
     read, write, new = prompts*(copies*P + T + (0 if shared else P)), prompts*n*T, prompts*(copies*P + n*T)       # the expert is read in sampling
     pairs = prompts*(copies*P*P/2 + n*own)
     sampling = forward(read, prompts*((copies + (not shared))*P*P/2 + own)) + forward(write, prompts*n*own) + head*(write + 2*prompts*T) + look*prompts*copies
-    update = (2 + checkpointing)*forward(new, pairs) + 2*lora*new + .5*4*width*text.num_hidden_layers*pairs + 2*head*write + look*prompts*copies
+    update = (2 + gradient_checkpointing)*forward(new, pairs) + 2*lora*new + .5*4*width*text.num_hidden_layers*pairs + 2*head*write + look*prompts*copies
     return {"sampling": sampling, "update": update, "tokens": read + write + new}
 
 # %% ../nbs/04a_plan.ipynb #71759e13
@@ -186,16 +187,16 @@ def gpu_bytes(gpu)->float:
     if not found or not float(found[1]): raise ValueError(f"gpu must be its memory, such as 24GB, not {gpu!r}")
     return float(found[1])*2**30
 
-def figures(config, gpu, bits, lora_rank, prompts, responses, P, T, image_tokens, micro_tokens, checkpointing)->dict:
+def figures(config, gpu, bits, lora_rank, prompts, responses, P, T, image_tokens, micro_tokens, gradient_checkpointing)->dict:
     "Everything in the plan, in bytes, tokens and operations."
     paper = on_paper(config, lora_rank)
     fixed, sampling = weights(paper, bits), sampling_bytes(config, prompts, responses, P, T, image_tokens, lora_rank=lora_rank)
     always = sum(fixed[k] for k in ("packed", "rest", "vision", "adapter", "gradient", "optimiser"))
-    update, group, room = update_bytes(config, P, responses, T, image_tokens, bits, torch.bfloat16, fixed["largest"], lora_rank=lora_rank, checkpointing=checkpointing), P + responses*T, (1 - MARGIN)*gpu_bytes(gpu)
+    update, group, room = update_bytes(config, P, responses, T, image_tokens, bits, torch.bfloat16, fixed["largest"], lora_rank=lora_rank, gradient_checkpointing=gradient_checkpointing), P + responses*T, (1 - MARGIN)*gpu_bytes(gpu)
     fits = lambda g: always + update(g) <= room
     largest = next((g for g in range(prompts, 0, -1) if fits(g)), 0)
     groups = max(1, min(prompts, micro_tokens//group)) if micro_tokens else max(1, largest)
-    ours, theirs = (work(paper, config, prompts, responses, P, T, image_tokens, checkpointing, x) for x in (True, False))
+    ours, theirs = (work(paper, config, prompts, responses, P, T, image_tokens, gradient_checkpointing, x) for x in (True, False))
     peak = always + max(most(sampling), update(groups))
     return {"fixed": fixed, "sampling": sampling, "always": always, "update": update(groups), "one_group": update(1), "room": room, "group_tokens": group, "groups": groups, "largest": largest,
             "micro_tokens": largest*group, "peak": peak, "fits": peak <= room, "work": ours, "repeated": theirs}
@@ -211,7 +212,7 @@ def plan(model:str,                    # save_pretrained folder or hub id; only 
          image_tokens:int=None,        # how many of them are the image's (default: three quarters, if the model sees)
          max_new_tokens:int=1024,      # tokens of a response and of an expert
          micro_tokens:int=None,        # packed tokens in one forward and backward pass (default: the most that fit)
-         checkpointing:bool=True,      # activations are recomputed in the backward pass
+         gradient_checkpointing:bool=None,    # recompute activations in the backward pass (default: as in training, on a GPU)
         )->dict:                       # the figures, as `figures` makes them
     "What a QLoRA step needs: memory by part, tokens, operations, and the largest micro-batch that fits."
     if bits not in (4, 8, 16, None): raise ValueError(f"bits must be 4, 8 or 16, not {bits!r}")
@@ -221,23 +222,24 @@ def plan(model:str,                    # save_pretrained folder or hub id; only 
     image_tokens = (int(.75*prompt_tokens) if hasattr(config, "vision_config") else 0) if image_tokens is None else image_tokens
     if not 0 <= image_tokens <= prompt_tokens: raise ValueError(f"image_tokens must be between 0 and prompt_tokens ({prompt_tokens}), not {image_tokens}")
     gpu_bytes(gpu)
-    f = figures(config, gpu, None if bits == 16 else bits, lora_rank, prompts, responses, prompt_tokens, max_new_tokens, image_tokens, micro_tokens, checkpointing)
-    print("\n".join(page(f, config.model_type, gpu, bits, lora_rank, prompts, responses, prompt_tokens, max_new_tokens, image_tokens, checkpointing)))
+    gradient_checkpointing = recomputes(gradient_checkpointing, "cuda")
+    f = figures(config, gpu, None if bits == 16 else bits, lora_rank, prompts, responses, prompt_tokens, max_new_tokens, image_tokens, micro_tokens, gradient_checkpointing)
+    print("\n".join(page(f, config.model_type, gpu, bits, lora_rank, prompts, responses, prompt_tokens, max_new_tokens, image_tokens, gradient_checkpointing)))
     return f
 
 # %% ../nbs/04a_plan.ipynb #6d80d025
-def page(f, kind, gpu, bits, lora_rank, prompts, responses, P, T, image_tokens, checkpointing)->list:     # lines
+def page(f, kind, gpu, bits, lora_rank, prompts, responses, P, T, image_tokens, gradient_checkpointing)->list:     # lines
     "The plan as text."
     w, s, line = f["fixed"], f["sampling"], lambda name, n: f"  {name:58}{n/2**30:8.2f}"
     flops, more = (x["sampling"] + x["update"] for x in (f["work"], f["repeated"]))
-    fit = f"the largest micro-batch: {f['largest']} groups, micro_tokens = {f['micro_tokens']:,}" if f["largest"] else f"not one group fits beside the weights (it takes {f['one_group']/2**30:.2f} GiB): fewer responses, shorter ones, or checkpointing"
+    fit = f"the largest micro-batch: {f['largest']} groups, micro_tokens = {f['micro_tokens']:,}" if f["largest"] else f"not one group fits beside the weights (it takes {f['one_group']/2**30:.2f} GiB): fewer responses, shorter ones, or --gradient-checkpointing"
     over = "" if f["fits"] or not f["largest"] else "; sampling does not fit: fewer prompts or responses a step" if f["always"] + most(s) > f["room"] else "; the micro_tokens asked for do not fit"
     return [f"{kind}: {w['parameters']:,} parameters, {w['quantised']:,} of them in {bits or 16} bits; {w['trained']:,} trained (LoRA rank {lora_rank})",
             f"a step: {prompts} prompts of {P} tokens ({image_tokens} of image), {responses} responses of up to {T}, an expert each", "", f"  {'always there':58}{'GiB':>8}",
             line(f"language model in {bits or 16} bits", w["packed"]), line("embeddings, norms, head", w["rest"]), line("vision tower and projector", w["vision"]), line("adapter, its gradient, AdamW", w["adapter"] + w["gradient"] + w["optimiser"]),
             "  then, while sampling,", line("images", s["images"]), line("keys and values of prompts, once a group", s["prompts"]), line("  and the passes that read them, experts, too", s["reading"]),
             line("  or keys and values of responses, and drawing a token", s["responses"] + s["drawing"]), line("(before that, the vision tower)", s["looking"]),
-            f"  or, in an update, {f['groups']} group{'s'*(f['groups'] > 1)} of {f['group_tokens']:,} tokens at once", line("activations " + ("recomputed" if checkpointing else "kept") + ", head tiles, images, a matrix unpacked", f["update"]), "",
+            f"  or, in an update, {f['groups']} group{'s'*(f['groups'] > 1)} of {f['group_tokens']:,} tokens at once", line("activations " + ("recomputed" if gradient_checkpointing else "kept") + ", head tiles, images, a matrix unpacked", f["update"]), "",
             line("at most", f["peak"]), line(f"{gpu} less a margin of {MARGIN:.0%}", f["room"]), f"  {'fits' if f['fits'] else 'DOES NOT FIT'}; {fit}{over}", "",
             f"  {flops/1e15:.2f} PFLOP and {f['work']['tokens']:,} tokens a step; with each prompt repeated for its responses {more/1e15:.2f} ({more/flops:.1f} x) and {f['repeated']['tokens']:,}"]
 

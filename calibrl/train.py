@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['PRESETS', 'LAYERS', 'ROWS', 'Config', 'write_whole', 'save_config', 'load_config', 'share', 'micro_batches',
            'processes', 'turn', 'gathered', 'part_of', 'add_up', 'moved', 'sample_step', 'spread', 'watched', 'sound',
-           'look', 'overlong_penalty', 'train_step', 'summarize', 'batches', 'refill', 'make_optimizer', 'one_step',
-           'train', 'diagnosis', 'to_disk', 'save_checkpoint', 'load_checkpoint', 'checkpoints', 'best_checkpoint',
-           'prune']
+           'look', 'overlong_penalty', 'train_step', 'summarize', 'batches', 'refill', 'check_agreement',
+           'make_optimizer', 'one_step', 'train', 'diagnosis', 'to_disk', 'save_checkpoint', 'load_checkpoint',
+           'checkpoints', 'best_checkpoint', 'prune']
 
 # %% ../nbs/02_train.ipynb #64c889d6
 import base64, io, json, math, os, random, shutil, time
@@ -21,7 +21,8 @@ import torch.nn.functional as F
 from fastcore.basics import patch
 
 from .loss import GAPS, OBJECTIVES, REDUCTIONS, group_advantages
-from .rollout import Policy, Rollouts, encode, expert_rows, rollout, stack, with_experts
+from .rollout import (Policy, Rollouts, encode, expert_rows, ratio_floor, recompute_activations,
+                             rollout, stack, with_experts)
 from .tasks import verifier_stats
 
 # %% ../nbs/02_train.ipynb #79ca8f07
@@ -66,6 +67,7 @@ class Config:
     temperature: float = 1.0      # of sampling [C]
     max_new_tokens: int = 64      # [C: 4096]
     micro_tokens: int = 2048      # packed tokens in one forward and backward pass, a larger group stands alone; changes memory, not the gradient
+    gradient_checkpointing: bool | None = None  # recompute activations in the backward pass; None: as the policy was loaded, on a GPU yes
     lr: float = 5e-4              # ours, for a small adapter [C: 1e-6 for all weights of 7B], constant
     weight_decay: float = 0.01    # [C]
     max_grad_norm: float = 1.0    # [C]
@@ -353,6 +355,22 @@ def refill(ro:Rollouts,      # the first draw
         kept, drawn = stack([kept, mixed(more)]), drawn + len(more.problems)
     return kept.groups(range(min(cfg.prompts, len(kept.problems)))) if kept.problems else ro, drawn      # nothing mixed: a step without signal
 
+# %% ../nbs/02_train.ipynb #bcde8491
+def check_agreement(policy:Policy,
+                    ro:Rollouts,    # of this step
+                    cfg:Config,
+                    step:int,
+                    error:float,    # mean |ratio - 1| before any update of the step
+                   ):
+    "Raise where sampling and scoring differ by more than four times the model's own floor and 1e-4."
+    bound = lambda: 4*(policy.ratio_floor or 0.) + 1e-4
+    if not error > bound(): return
+    # Only now is the floor needed, and it may have grown since it was measured
+    policy.ratio_floor = gathered(ratio_floor(policy, ro, cfg.temperature))[0]
+    if error > bound():
+        raise RuntimeError(f"step {step}: new and old log-probabilities differ before any update: first_ratio_error = {error:.1e}, "
+                           f"where rounding explains {policy.ratio_floor:.1e}: sampling and scoring do not agree for this model")
+
 # %% ../nbs/02_train.ipynb #bcde8496
 def make_optimizer(policy:Policy, cfg:Config): return torch.optim.AdamW(policy.trainable, lr=cfg.lr, weight_decay=cfg.weight_decay)
 
@@ -364,8 +382,7 @@ def one_step(policy, optimizer, stream, cfg, step)->dict:
     if cfg.settled().tries > 1 or cfg.settled().prune: ro, drawn = refill(ro, draw, cfg)        # other methods than GRPO and CalibRL
     if sound(ro): metrics = train_step(policy, optimizer, ro, cfg)
     else: metrics = {"skipped_updates": 1., "loss": float("nan"), "grad_norm": float("nan"), "gap_mean": float("nan"), "first_ratio_error": 0.} | summarize(ro, torch.zeros(len(ro.problems), ro.n))
-    if metrics["first_ratio_error"] > (1e-3 if policy.head.dtype == torch.float32 else 5e-2):
-        raise RuntimeError(f"step {step}: new and old log-probabilities differ before any update (mean |ratio - 1| = {metrics['first_ratio_error']:.1e}): sampling and scoring do not agree for this model")
+    check_agreement(policy, ro, cfg, step, metrics["first_ratio_error"])
     metrics["groups_drawn"] = drawn
     metrics["gap"], metrics["verifier_kills"] = metrics.pop("gap_mean"), sum(gathered(verifier_stats()["killed"] - kills))
     row = {"step": step, **metrics, "seconds": time.perf_counter() - start, "sample": {k: v for k, v in look(ro, [0])[0].items() if k in ("id", "response", "correct", "answer")}}
@@ -382,6 +399,7 @@ def train(policy:Policy,      # its adapter is trained in place
     "Train a policy; yields the metrics of each step, with one sampled response to look at."
     if not policy.trainable: raise ValueError("the policy has nothing to train: load it with lora_rank > 0 or an adapter")
     if (world := processes()[1]) > cfg.prompts//cfg.mini_batches: raise ValueError(f"{world} processes are too many: a mini-batch has {cfg.prompts//cfg.mini_batches} problems")
+    if cfg.gradient_checkpointing is not None: recompute_activations(policy.model, cfg.gradient_checkpointing)
     optimizer, recent = optimizer or make_optimizer(policy, cfg), [bool(r["skipped_updates"]) for r in done[-cfg.max_broken:]]
     stream = islice(batches(problems, cfg.prompts, cfg.seed), sum(r["groups_drawn"] for r in done)//cfg.prompts, None)
     for step in range(len(done) + 1, cfg.steps + 1):

@@ -67,7 +67,7 @@ def test_every_architecture_in_four_bits(checkpoint, kind): check(load(checkpoin
 
 
 @pytest.mark.parametrize("kind", ["qwen2_5_vl", "qwen3_vl", "internvl", "qwen3"])
-def test_activation_checkpointing(checkpoint, kind): check(load(checkpoint(kind), checkpointing=True), kind in PICTURE)
+def test_activation_checkpointing(checkpoint, kind): check(load(checkpoint(kind), gradient_checkpointing=True), kind in PICTURE)
 
 
 def test_bfloat16_differs_only_by_its_rounding(checkpoint):

@@ -80,7 +80,7 @@ def test_eight_bits_train_on_the_cpu(checkpoint):
 @pytest.mark.parametrize("kind", ["qwen2_5_vl", "internvl"])
 def test_checkpointing_hooks_no_vision_tower(checkpoint, kind):
     "Nothing of a frozen vision tower is kept for the backward pass."
-    policy, problems = Policy.from_pretrained(checkpoint(kind), bits=4, lora_rank=4, checkpointing=True), some(kind)
+    policy, problems = Policy.from_pretrained(checkpoint(kind), bits=4, lora_rank=4, gradient_checkpointing=True), some(kind)
     touched = []
     for n, m in policy.model.named_modules():
         if ("visual" in n or "vision_tower" in n) and "Linear" in type(m).__name__: m.register_forward_hook(lambda m, i, o: touched.append(o.requires_grad))
@@ -90,9 +90,9 @@ def test_checkpointing_hooks_no_vision_tower(checkpoint, kind):
     assert all(w.grad is not None and w.grad.abs().sum() > 0 for w in policy.trainable)
 
 
-@pytest.mark.parametrize("kind, checkpointing", [("qwen2_5_vl", False), ("qwen2_5_vl", True), ("qwen3_vl", False), ("internvl", False)])
-def test_the_vision_tower_can_be_trained(checkpoint, kind, checkpointing, tmp_path):
-    policy = stir(Policy.from_pretrained(checkpoint(kind), bits=4, lora_rank=2, train_vision=True, checkpointing=checkpointing), .1)
+@pytest.mark.parametrize("kind, gradient_checkpointing", [("qwen2_5_vl", False), ("qwen2_5_vl", True), ("qwen3_vl", False), ("internvl", False)])
+def test_the_vision_tower_can_be_trained(checkpoint, kind, gradient_checkpointing, tmp_path):
+    policy = stir(Policy.from_pretrained(checkpoint(kind), bits=4, lora_rank=2, train_vision=True, gradient_checkpointing=gradient_checkpointing), .1)
     vision = [n for n, w in policy.model.named_parameters() if w.requires_grad and "vis" in n]
     assert vision and len(vision) < len(policy.trainable) and not any("patch_embed" in n or "merger" in n for n in vision)
     assert one_step(policy, some(kind))["first_ratio_error"] < 1e-5

@@ -19,8 +19,8 @@ import ctypes, gc, torch
 from calibrl.bench import bench_groups, bench_problem, peak
 from calibrl.rollout import Policy
 torch.set_num_threads(1)
-P, R, T, groups, bits, checkpointing = {case}
-policy = Policy.from_pretrained({folder!r}, bits=bits, checkpointing=checkpointing)
+P, R, T, groups, bits, gradient_checkpointing = {case}
+policy = Policy.from_pretrained({folder!r}, bits=bits, gradient_checkpointing=gradient_checkpointing)
 def work(problems, responses): policy.logps(problems, responses).logp.sum().backward()
 work([bench_problem(policy.processor, 90, 5)], bench_groups(1, 2, 5))
 policy.model.zero_grad()
@@ -43,14 +43,14 @@ def small(tmp_path_factory):
 
 
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="the kernel's high-water mark is Linux's")
-@pytest.mark.parametrize("width, layers, groups, bits, checkpointing", [(256, 4, 3, None, False), (384, 4, 2, 4, True), (512, 4, 2, 4, True)])
-def test_what_is_said_is_what_the_kernel_saw(small, width, layers, groups, bits, checkpointing):
+@pytest.mark.parametrize("width, layers, groups, bits, gradient_checkpointing", [(256, 4, 3, None, False), (384, 4, 2, 4, True), (512, 4, 2, 4, True)])
+def test_what_is_said_is_what_the_kernel_saw(small, width, layers, groups, bits, gradient_checkpointing):
     folder, (P, R, T) = small(width, layers), (512, 8, 64)
     env = {**os.environ, "MALLOC_MMAP_THRESHOLD_": str(2**20), "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    done = subprocess.run([sys.executable, "-c", MEASURE.format(folder=str(folder), case=(P, R, T, groups, bits, checkpointing))], capture_output=True, text=True, env=env)
+    done = subprocess.run([sys.executable, "-c", MEASURE.format(folder=str(folder), case=(P, R, T, groups, bits, gradient_checkpointing))], capture_output=True, text=True, env=env)
     assert done.returncode == 0, done.stderr[-2000:]
     config = model_config(folder)
-    said = update_bytes(config, P, R, T, int(.75*P), bits, largest=weights(on_paper(config), 4)["largest"], checkpointing=checkpointing)(groups)/2**20
+    said = update_bytes(config, P, R, T, int(.75*P), bits, largest=weights(on_paper(config), 4)["largest"], gradient_checkpointing=gradient_checkpointing)(groups)/2**20
     assert abs(said/float(done.stdout.split()[-1]) - 1) < .2
 
 
@@ -70,16 +70,16 @@ def test_parameters_and_bytes_are_those_of_the_loaded_policy(checkpoint, kind):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("checkpointing", [False, True])
-def test_a_trace_allocates_what_the_real_pass_does(checkpoint, kind, checkpointing):
+@pytest.mark.parametrize("gradient_checkpointing", [False, True])
+def test_a_trace_allocates_what_the_real_pass_does(checkpoint, kind, gradient_checkpointing):
     "The same meter over real tensors, text only: the same blocks, a few small masks apart."
     from calibrl.tasks import Problem
-    policy = Policy.from_pretrained(checkpoint(kind), lora_rank=4, checkpointing=checkpointing)
+    policy = Policy.from_pretrained(checkpoint(kind), lora_rank=4, gradient_checkpointing=gradient_checkpointing)
     problem, R, T = Problem("x"*40, "1"), 3, 30
     P = policy.prompts([problem])[0]["input_ids"].shape[1]
     responses = [[policy.tokens("a"*T)[:T]]*R]
     with Meter([*policy.model.parameters(), *policy.model.buffers(), policy.no_chance]) as meter: policy.logps([problem], responses).logp.sum().backward()
-    said = traced(model_config(checkpoint(kind)), 1, P, R, T, 4, torch.float32, 2, checkpointing).peak
+    said = traced(model_config(checkpoint(kind)), 1, P, R, T, 4, torch.float32, 2, gradient_checkpointing).peak
     assert said == pytest.approx(meter.peak, rel=.12)
 
 
@@ -93,17 +93,17 @@ def test_a_meter_counts_blocks_once_and_lets_go():
         del d; assert meter.now == 0 and meter.peak == 4000
 
 
-@pytest.mark.parametrize("checkpointing", [False, True])
-def test_layers_and_groups_extrapolate(small, checkpointing):
+@pytest.mark.parametrize("gradient_checkpointing", [False, True])
+def test_layers_and_groups_extrapolate(small, gradient_checkpointing):
     config = model_config(small(256, 4))
-    said, all_of_it = peaks(config, 120, 4, 30, checkpointing=checkpointing)(5, 4), traced(config, 4, 120, 4, 30, layers=5, checkpointing=checkpointing).peak
+    said, all_of_it = peaks(config, 120, 4, 30, gradient_checkpointing=gradient_checkpointing)(5, 4), traced(config, 4, 120, 4, 30, layers=5, gradient_checkpointing=gradient_checkpointing).peak
     assert said == pytest.approx(all_of_it, rel=.05)
 
 
 def test_recomputation_and_16_bits_take_less():
     config = _qwen(8)
-    kept, again = (traced(config, 1, 200, 4, 50, layers=4, checkpointing=c).peak for c in (False, True))
-    assert again < .6*kept and traced(config, 1, 200, 4, 50, layers=4, checkpointing=False, dtype=torch.float32).peak > kept
+    kept, again = (traced(config, 1, 200, 4, 50, layers=4, gradient_checkpointing=c).peak for c in (False, True))
+    assert again < .6*kept and traced(config, 1, 200, 4, 50, layers=4, gradient_checkpointing=False, dtype=torch.float32).peak > kept
 
 
 def _qwen(layers, width=512):
@@ -132,7 +132,7 @@ def test_work_counts_tokens_and_what_sharing_saves():
     assert theirs["update"] > 2.5*ours["update"] and theirs["sampling"] > 2*ours["sampling"]
     alone, repeated = (work(paper, config, 16, 1, 500, 100, shared=x) for x in (True, False))
     assert alone["update"] == repeated["update"]                                              # nothing to share
-    assert work(paper, config, 16, 8, 500, 100, checkpointing=False)["update"] < ours["update"]
+    assert work(paper, config, 16, 8, 500, 100, gradient_checkpointing=False)["update"] < ours["update"]
 
 
 def test_plan_of_a_folder(small, capsys):
@@ -141,7 +141,7 @@ def test_plan_of_a_folder(small, capsys):
     for word in ("qwen2_5_vl:", "trained (LoRA rank 16)", "language model in 4 bits", "vision tower", "activations recomputed", "largest micro-batch: ", "PFLOP", "1GB less a margin of 10%"): assert word in text
     assert f["fits"] and f["micro_tokens"] == f["largest"]*(200 + 4*50) and f["room"] == .9*2**30
     config = model_config(small(512, 4))
-    at = lambda g: f["always"] + update_bytes(config, 200, 4, 50, 150, 4, torch.bfloat16, f["fixed"]["largest"], checkpointing=True)(g)
+    at = lambda g: f["always"] + update_bytes(config, 200, 4, 50, 150, 4, torch.bfloat16, f["fixed"]["largest"], gradient_checkpointing=True)(g)
     assert at(f["largest"]) <= f["room"] and (f["largest"] == 8 or at(f["largest"] + 1) > f["room"])
     tight = plan(str(small(512, 4)), "0.04GB", prompts=8, responses=4, prompt_tokens=200, max_new_tokens=50)
     assert not tight["fits"] and tight["largest"] == 0 and "not one group fits" in capsys.readouterr().out
@@ -169,3 +169,37 @@ def test_steps_in_four_bits_are_timed_in_pairs(checkpoint):
 def test_the_record_is_five_pairs():
     rows = json.loads((ROOT/"benchmarks/nf4.json").read_text())
     for r in rows: assert len(r["pairs"]) == 5 and r["unit"] == "CPU seconds" and r["machine"] and r["ratio"] == sorted(a/b for a, b in r["pairs"])[2]
+
+
+@pytest.mark.parametrize("flag, on", [(None, True), ("--gradient-checkpointing", True), ("--no-gradient-checkpointing", False)])
+def test_plan_and_train_see_the_same_recomputation(small, flag, on, monkeypatch, tmp_path, capsys):
+    "One function settles it for both. The device is the only thing that is pretended: a GPU in place of the CPU."
+    from calibrl import cli, plan as P, rollout as R
+    settle, planned, trained = R.recomputes, [], []
+    on_gpu = lambda asked, device: settle(asked, "cuda")
+    monkeypatch.setattr(R, "recomputes", on_gpu)
+    monkeypatch.setattr(P, "recomputes", on_gpu)
+    traced_figures = P.figures
+    monkeypatch.setattr(P, "figures", lambda *a: planned.append(a[-1]) or traced_figures(*a))
+    monkeypatch.setattr(cli, "run", lambda policy, problems, cfg, out, tracker: trained.append((policy, cfg)) or [])
+    flags = [flag] if flag else []
+    assert cli.main(["plan", str(small(256, 4)), "--gpu", "1GB", "--prompts", "2", "--max-new-tokens", "8", *flags]) == 0
+    recomputed = capsys.readouterr().out.count("activations recomputed")
+    assert cli.main(["train", "--steps", "1", "--out", str(tmp_path/"run"), *flags]) == 0
+    (policy, cfg), = trained
+    assert cfg.gradient_checkpointing == {None: None, "--gradient-checkpointing": True, "--no-gradient-checkpointing": False}[flag]
+    assert planned == [on] and policy.model.get_base_model().is_gradient_checkpointing == on and recomputed == on
+
+
+def test_a_run_may_go_on_with_activations_kept_or_recomputed(tmp_path):
+    "No number of a run depends on it, so a resumed run may change it; in Python the configuration wins over how a policy was loaded."
+    from calibrl.cli import other_options
+    from calibrl.geometry import problems, tiny_checkpoint
+    from calibrl.train import Config, save_config, train
+    cfg = Config(steps=1, prompts=2, responses=2, mini_batches=1, gradient_checkpointing=True)
+    save_config(cfg, tmp_path/"config.toml")
+    assert not other_options(tmp_path, Config(steps=1, prompts=2, responses=2, mini_batches=1), {})
+    policy = Policy.from_pretrained(tiny_checkpoint())
+    assert not policy.model.get_base_model().is_gradient_checkpointing
+    next(train(policy, problems(2), cfg))
+    assert policy.model.get_base_model().is_gradient_checkpointing

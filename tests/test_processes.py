@@ -158,7 +158,7 @@ def spread_member(rank, store, folders, cases):
     with pytest.MonkeyPatch.context() as m:
         verdicts(m)
         for kind, options in cases.items():
-            policy = Policy.from_pretrained(folders[kind], checkpointing=kind == "qwen2_5_vl")
+            policy = Policy.from_pretrained(folders[kind], gradient_checkpointing=kind == "qwen2_5_vl")
             T.spread(policy)
             rows, parts = same(list(T.train(policy, of_kind(kind), replace(UNEVEN, **options)))), [w for w in policy.model.parameters() if isinstance(w, DTensor)]
             (Path(store).parent/f"{kind}-{rank}.json").write_text(json.dumps({"held": sum(w.to_local().numel() for w in parts), "of": sum(w.numel() for w in parts), "rows": rows}))
