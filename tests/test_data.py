@@ -260,7 +260,10 @@ def test_files_that_mean_harm(tmp_path, monkeypatch):
     (tmp_path/"secret.png").write_bytes(raw(Image.new("RGB", (8, 8)))); (inside/"ok.png").write_bytes(raw(Image.new("RGB", (8, 8))))
     (inside/"mine.png").symlink_to(tmp_path/"secret.png"); os.mkfifo(inside/"pipe.png")
     (inside/"run.eps").write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n%%EndComments\nshowpage\n")
-    assert len(as_images(["ok.png", "./x/../ok.png", "mine.png", str(inside/"ok.png"), None], inside)) == 4       # a link that you made is yours
+    (inside/"same.png").symlink_to("ok.png")
+    own = ["ok.png", "./x/../ok.png", "same.png", str(inside/"ok.png"), None]
+    assert len(as_images(own, inside)) == 4
+    with pytest.raises(ValueError, match="leaves the folder"): as_images("mine.png", inside)
     for value, why in (("../secret.png", "leaves the folder"), (str(tmp_path/"secret.png"), "leaves the folder"), ("x/../../secret.png", "leaves the folder"), ("file://" + str(tmp_path/"secret.png"), "leaves the folder"),
                        ("pipe.png", "missing"), (".", "missing"), ("a\0b.png", "missing"), ("x"*900, "missing"), ("x"*5001, "nor base64"), ("run.eps", "known format"), ("https://example.org/x.png", "web address"), ("ftp://example.org/x.png", "web address"),
                        ({"bytes": None, "path": None}, "without bytes or path"), ({}, "without bytes"), ({"path": "../secret.png"}, "leaves the folder"), (7, "int, not a picture"), ("data:image/png;base64,@@", "nor base64"), ("@"*2000, "nor base64"), ([None]*101, "more than 100"), ("data:text/plain,hi", "not base64")):
@@ -375,3 +378,403 @@ def test_check_file_reports_what_training_would_meet(tmp_path, capsys, tiny):
     with pytest.raises(ValueError, match="none of its 1 rows"):
         lines([dict(question="?", answer="")], tmp_path/"a.jsonl"); check_file(str(tmp_path/"a.jsonl"))
     with pytest.raises(FileNotFoundError, match="no processor at"): check_file(str(FIXTURES/"mapped.csv"), model=str(tmp_path))
+
+
+# Golds that count the choices
+
+TEXTS = [["bathyal", "neritic", "pelagic", "benthic"], ["one day", "a week", "a month", "a year"]]
+
+
+def quiz(golds, choices=TEXTS[0], column="answer", **more):
+    "Rows of a quiz with these golds."
+    return [{"question": "Which?", "choices": choices, column: gold, **more} for gold in golds]
+
+
+@pytest.mark.parametrize("rows, answers", [
+    (quiz([1, 0, 3]), "BAD"),                                       # MMLU, ScienceQA: from 0
+    (quiz(["1", "0", "3"]), "BAD"),                                 # AI2D: from 0, written as text
+    (quiz([1.0, 0.0, 3.0]), "BAD"),
+    (quiz([2, 1, 4]), "BAD"),                                       # from 1: the last is named
+    (quiz([2, 1], subject="biology"), "CB"),                        # MMLU's own columns: from 0
+    (quiz([1], column="label"), "B"),
+    (quiz(["B", "A"]), "BA"),
+    (quiz([0, 1, 3], list("2413")) + quiz([2]), "ABDC"),            # one row settles all
+    (quiz([4, 30], [4, 30, 9, 12]), ["4", "30"]),                   # the value of a choice
+    (quiz([4], ["4 cm", "30 cm"]), ["4"]),
+    (quiz([0, 2], ["0", "1", "2", "3"]), "AC"),                     # both mean the same
+    (quiz(["2", "x^2", "7"], ["x^2", "2", "7"]), ["2", "x^2", "7"])], ids=range(12))
+def test_a_number_beside_choices_is_a_place_or_a_value_over_the_whole_column(rows, answers):
+    got = of(*rows, on_bad="fail")
+    assert [p.answer for p in got] == list(answers)
+    for p in got:
+        letters = [chr(65 + i) for i in range(len(p.options))]
+        assert sum(score(f"<think></think><answer>{x}</answer>", p.answer, p.options).correct
+                   for x in letters) == 1
+
+
+@pytest.mark.parametrize("rows", [
+    quiz([2, 1]),                                                   # from 0 or from 1
+    quiz([2], ["1", "2", "3", "4"]),                                # a place or a value
+    quiz(["3"], ["1", "2", "3", "4"]),
+    quiz([0, 4]),                                                   # neither from 0 nor from 1
+    quiz([9, 12])], ids=range(5))
+def test_a_number_that_may_be_either_is_refused_with_what_settles_it(rows):
+    with pytest.raises(ValueError, match="answer_from_0=answer.*answer_from_1.*answer_value") as e:
+        of(*rows)
+    assert "\n" not in str(e.value) and "'answer'" in str(e.value)
+
+
+def test_the_map_says_what_a_number_means():
+    rows, said = quiz([2], ["1", "2", "3", "4"]), lambda how: f"answer_{how}=answer"
+    for how, answer in (("from_0", "C"), ("from_1", "B"), ("value", "2")):
+        got = of(*rows, map=said(how))
+        assert [p.answer for p in got] == [answer] and not got[0].tags
+        assert f"answer_{how} from answer" in data._report(got)
+    got = of(*quiz([1, 7, -1]), map=said("from_0"))                 # a row out of range is named
+    assert [p.answer for p in got] == ["B"] and got.kinds == {"no answer": 2}
+    assert got.skipped[0]["reason"] == "no answer: 7 is none of 4 choices counted from 0"
+
+
+def test_choices_in_other_shapes_are_read_or_refused():
+    one = lambda choices, answer: of(dict(question="Which?", choices=choices, answer=answer))[0]
+    for choices in ("['one', \"it's two\"]", '["one", "it\'s two"]'):
+        assert one(choices, "B").options == ("one", "it's two")
+    arc = dict(text=["one", "two"], label=["1", "2"])
+    assert (one(arc, "2").options, one(arc, "2").answer) == (("one", "two"), "B")
+    for choices, answer in (("[__import__('os')]", "B"), (dict(text="one", label=["1"]), "1"),
+                            ({"A": ["x"], "B": ["y"]}, "B")):
+        with pytest.raises(ValueError, match="bad options"): one(choices, answer)
+    for answer in ("three", "C"):
+        with pytest.raises(ValueError, match=f"'{answer}' is none of the choices"):
+            one(["one", "two"], answer)
+    assert one(["one", "two", "six"], "A, C").answer == "A, C"      # several letters
+
+
+def test_a_place_among_choices_that_are_letters():
+    rows = quiz([2], ["L", "R", "1/C", "C"]) + quiz([0])
+    got = of(*rows, on_bad="fail")
+    wins = lambda p: [x for x in "ABCD"
+                      if score(f"<think></think><answer>{x}</answer>", p.answer, p.options).correct]
+    assert [wins(p) for p in got] == [["C"], ["A"]]
+
+
+def test_a_class_label_is_its_name():
+    label = datasets.ClassLabel(names=["A", "B", "C", "D"])
+    table = datasets.Dataset.from_list(quiz([2, 1])).cast_column("answer", label)
+    assert [p.answer for p in load_problems(table)] == ["C", "B"]
+    free = datasets.Dataset.from_list([dict(question="Even or odd?", answer=1)])
+    free = free.cast_column("answer", datasets.ClassLabel(names=["even", "odd"]))
+    assert load_problems(free)[0].answer == "odd"
+
+
+# Solutions that are no answer
+
+def test_a_letter_in_correct_is_the_answer_and_the_rationale_the_expert():
+    row = dict(question="How many?", options=["A)15", "B)24", "C)40"], correct="C",
+               rationale="10% of 250 = 25\n1000/25 = 40\nC is the correct choice")
+    got = of(row)
+    assert (got[0].answer, got[0].options) == ("C", ("15", "24", "40"))
+    assert got.fields["expert"] == "rationale" and got.counts["experts"] == 1
+    with pytest.raises(ValueError, match="none of its 1 rows.*worked solution"):
+        of({k: v for k, v in row.items() if k != "correct"})
+    with pytest.raises(ValueError, match="no column holds the answer"):
+        of(dict(question="How many?", correct=True))                # a verdict is no gold
+
+
+@pytest.mark.parametrize("solution, answer", [
+    (r"We have $2x = 8$, so $x = \boxed{4}$.", "4"), ("2*2 = <<2*2=4>>4\n#### 4", "4"),
+    (r"First \boxed{4}. As said, it is $\boxed{ 4 }$.", "4"), ("24 cm", "24 cm"),
+    ("$x = 4$", "$x = 4$"), (r"\angle ABC = 40", r"\angle ABC = 40"),
+    ("isosceles triangle", "isosceles triangle"), (r"$\frac{1}{2}$", r"$\frac{1}{2}$")])
+def test_a_solution_is_reduced_to_its_conclusion(solution, answer):
+    assert of(dict(problem="How much?", solution=solution))[0].answer == answer
+
+
+@pytest.mark.parametrize("solution", [
+    "Since 2x = 8, we divide by 2. So x = 4.", "2x = 8 gives x = 4", "It must be four by symmetry",
+    "$2x = 8 \\Rightarrow x = 4$", "3*4=12", "The answer is clear.\nx", "x = 2\ny = 3 x = 6",
+    r"Either \boxed{3} or \boxed{4}.", "### Plan\n#### Step 1: add\n1+1\n#### Step 2: stop"])
+def test_a_solution_without_one_conclusion_is_refused_by_name(solution):
+    good = dict(problem="How much?", solution="$24$")
+    got = of(good, dict(problem="How much?", solution=solution))
+    assert len(got) == 1 and got.kinds == {"no answer": 1}
+    assert "map" in got.skipped[0]["reason"] or "several answers" in got.skipped[0]["reason"]
+
+
+def test_an_answer_column_that_holds_a_whole_solution_is_refused():
+    text = "If each hen eats 3 cups, then 20 hens eat 60 cups. "
+    good = dict(question="How?", answer="4")
+    for long, why in ((text*5, "254 characters"),
+                      ("It is 16*.5=<<16*.5=8>>8\nA: 8", "worked solution"),
+                      (text*3, "worked solution")):
+        got = of(good, good | dict(answer=long))
+        assert got.kinds == {"no answer": 1} and why in got.skipped[0]["reason"]
+    choice = "each molecule in one kind of serum reacts with one region of one antigen only " * 3
+    assert of(good | dict(answer=choice, choices=[choice, "none"]))[0].answer == choice.strip()
+
+
+# Pictures that nobody looks at
+
+def test_objects_by_name_are_rows(tmp_path):
+    draw = Image.new("RGB", (30, 30))
+    (tmp_path/"images").mkdir(); draw.save(tmp_path/"images/a.png")
+    row = dict(imagename="images/a.png", question="Which?", answer="B")
+    for indent in (None, 1):
+        (tmp_path/"set.json").write_text(json.dumps(dict(v1=row, v2=row), indent=indent))
+        got = load_problems(tmp_path/"set.json", on_bad="fail")
+        assert [p.id for p in got] == ["v1", "v2"] and len(got.sizes) == 2
+    (tmp_path/"one.json").write_text(json.dumps(dict(version=1, data=[row]), indent=1))
+    with pytest.raises(ValueError, match="one.json is one JSON object, not rows"):
+        load_problems(tmp_path/"one.json")
+    broken = '{"question": "Which?"\n{"question": "How?", "answer": "4"}\n'
+    (tmp_path/"two.jsonl").write_text(broken)
+    assert load_problems(tmp_path/"two.jsonl").kinds == {"unreadable line": 1}
+
+
+@pytest.mark.parametrize("cell", ["pics/a.png", "a.JPEG", ["a.webp"], "https://example.org/a.png",
+                                  dict(bytes=png(Image.new("RGB", (9, 9))), path=None)], ids=str)
+def test_a_column_of_pictures_that_no_field_reads_is_named(cell):
+    row = dict(question="How long?", answer="4", scan=cell)
+    with pytest.raises(ValueError, match="'scan' holds pictures.*images=scan.*images="): of(row)
+    assert of(row, map="images=")[0].images == ()                   # asked without, as you say
+
+
+def test_pictures_that_a_question_names_must_be_there():
+    good = dict(question="How long?", answer="4", images=[])
+    picture = dict(bytes=png(Image.new("RGB", (30, 30))), path=None)
+    for mark in ("<image 1>", "<image1>"):
+        got = of(good, good | dict(question=f"In {mark}, how long?"))
+        assert got.kinds == {"image tokens": 1} and mark in got.skipped[0]["reason"]
+        got = of(good | dict(question=f"In {mark}, how long?", images=[picture]))
+        assert got[0].question == "In <image>, how long?"
+        got = of(good | dict(options=[mark, "none"], answer="A"), good)
+        assert got.kinds == {"image tokens": 1}
+    assert "note: 1 of 2 problems have no picture" in str(of(good, good | dict(images=[picture])))
+
+
+# Files outside
+
+@pytest.fixture
+def outside(tmp_path):
+    "A folder of data, and a picture and rows that lie outside it."
+    (tmp_path/"in").mkdir()
+    Image.new("RGB", (31, 31)).save(tmp_path/"secret.png")
+    lines([dict(question="Secret?", answer="4")], tmp_path/"secret.jsonl")
+    return tmp_path
+
+
+def refused(source, why, **how):
+    "The reading stops in one line that says why."
+    with pytest.raises((ValueError, FileNotFoundError), match=why) as e:
+        load_problems(source, **how)
+    assert "\n" not in str(e.value)
+
+
+def test_a_file_named_without_a_folder_reads_nothing_outside(outside, monkeypatch):
+    row = dict(question="How long?", answer="4")
+    names = ("../secret.png", str(outside/"secret.png"), "link.png", "away/secret.png")
+    lines([row | dict(image=name) for name in names], outside/"in/a.jsonl")
+    (outside/"in/link.png").symlink_to(outside/"secret.png")
+    (outside/"in/away").symlink_to(outside, target_is_directory=True)
+    monkeypatch.chdir(outside/"in")
+    for source in ("a.jsonl", "./a.jsonl", ".", outside/"in/a.jsonl", Path("a.jsonl")):
+        refused(source, "bad image 4; row 1, bad image: path '../secret.png' leaves the folder")
+    lines([row | dict(image="../secret.png"), row], outside/"in/a.jsonl")
+    assert len(load_problems("a.jsonl").skipped) == 1
+
+
+def test_a_refusal_does_not_tell_what_lies_outside(outside):
+    (outside/"in/gone.png").symlink_to(outside/"none.png")
+    (outside/"in/there.png").symlink_to(outside/"secret.png")
+    said = []
+    for name in ("gone.png", "there.png", "../none.png", "../secret.png"):
+        with pytest.raises(ValueError, match="leaves the folder") as e:
+            as_images(name, outside/"in")
+        said.append(str(e.value).replace(name, "X"))
+    assert len(set(said)) == 1
+
+
+def test_rows_of_a_hub_are_given_no_file(outside, monkeypatch):
+    path = str(outside/"secret.png")
+    row = dict(question="How long?", answer="4")
+    for cell in (path, "secret.png", [path], dict(bytes=None, path=path), f"file://{path}"):
+        table = datasets.Dataset.from_list([row | dict(image=cell)])
+        monkeypatch.setattr(datasets, "load_dataset", lambda *a, **k: table)
+        monkeypatch.chdir(outside)
+        for source in ("someone/pictures", table):
+            refused(source, "bad image 1.*is not followed.*root")
+        assert load_problems(table, root=outside)[0].images[0].size == (31, 31)
+    whole = row | dict(image=dict(bytes=png(Image.new("RGB", (9, 9))), path=path))
+    assert load_problems(datasets.Dataset.from_list([whole]))[0].images[0].size == (9, 9)
+
+
+def test_the_folder_above_is_not_the_folder(outside):
+    table = datasets.Dataset.from_list([dict(question="How long?", answer="4", image="secret.png")])
+    table.save_to_disk(outside/"in/saved")
+    (outside/"in/secret.png").write_bytes((outside/"secret.png").read_bytes())
+    refused(outside/"in/saved", "'secret.png' is missing in '.*saved'")
+
+
+def test_a_copy_in_the_cache_of_a_hub_is_read(tmp_path):
+    store, copy = tmp_path/"datasets--a--b/blobs", tmp_path/"datasets--a--b/snapshots/123/pics"
+    store.mkdir(parents=True); copy.mkdir(parents=True)
+    Image.new("RGB", (31, 31)).save(store/"f00.png")
+    lines([dict(question="How long?", answer="4", image="pics/a.png")], store/"ba4.jsonl")
+    (copy/"a.png").symlink_to("../../../blobs/f00.png")
+    (copy.parent/"train.jsonl").symlink_to("../../blobs/ba4.jsonl")
+    for source in (copy.parent, copy.parent/"train.jsonl"):
+        assert load_problems(source, on_bad="fail")[0].images[0].size == (31, 31)
+
+
+@pytest.fixture
+def no_network(monkeypatch):
+    "Any attempt to look up or reach an address is kept; none succeeds."
+    import huggingface_hub, socket
+    asked = []
+
+    def reach(*a, **k):
+        asked.append(a)
+        raise OSError("no network in this test")
+    for name in ("connect", "connect_ex"): monkeypatch.setattr(socket.socket, name, reach)
+    for name in ("create_connection", "getaddrinfo"): monkeypatch.setattr(socket, name, reach)
+    for where in (huggingface_hub.constants, datasets.config):
+        monkeypatch.setattr(where, "HF_HUB_OFFLINE", False)
+    return asked
+
+
+CARDS = ["https://example.org/rows.jsonl", "http://127.0.0.1:9/rows.jsonl",
+         "hf://datasets/a/b/x.jsonl", "zip://x.jsonl::https://example.org/x.zip",
+         "../secret.jsonl", "in/../../secret.jsonl", "OUT/secret.jsonl", "file://OUT/secret.jsonl",
+         "../*.jsonl", "~/secret.jsonl", "link.jsonl"]
+
+
+@pytest.mark.parametrize("kind", ["text", "list", "split", "map", "data_dir"])
+@pytest.mark.parametrize("name", CARDS)
+def test_a_card_chooses_nothing_outside_its_folder(outside, no_network, kind, name):
+    (outside/"in/link.jsonl").symlink_to(outside/"secret.jsonl")
+    name = name.replace("OUT", str(outside))
+    entry = dict(text=dict(data_files=name), list=dict(data_files=["a.jsonl", name]),
+                 split=dict(data_files=[dict(split="train", path=[name])]),
+                 map=dict(data_files=dict(train=name)), data_dir=dict(data_dir=name))[kind]
+    lines([dict(question="How long?", answer="4")], outside/"in/a.jsonl")
+    card = f"---\nconfigs:\n- {json.dumps(dict(config_name='a', **entry))}\n---\nText.\n"
+    (outside/"in/README.md").write_text(card)
+    if (kind, name) == ("data_dir", "link.jsonl"): return           # no folder: nothing is there
+    refused(outside/"in", "names? inside|leads out")
+    assert not no_network
+
+
+def test_a_card_of_the_hub_chooses_no_file_of_yours(outside, no_network, monkeypatch):
+    import huggingface_hub
+    rows = datasets.Dataset.from_list([dict(question="How long?", answer="4")])
+    monkeypatch.setattr(datasets, "load_dataset", lambda *a, **k: rows)
+    def download(repo, file, repo_type):
+        if not (outside/file).exists(): raise OSError(f"{repo} has no {file}")
+        return str(outside/file)
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
+    for file, head in (("README.md", "---\n"), (".huggingface.yaml", "")):
+        for name in (str(outside/"secret.jsonl"), "https://example.org/x.jsonl"):
+            (outside/file).write_text(f"{head}configs:\n- data_files: {name}\n{head}")
+            refused("someone/rows", "only names inside")
+        (outside/file).write_text(f"{head}configs:\n- data_files: data/*.jsonl\n{head}")
+        assert len(load_problems("someone/rows")) == 1
+        (outside/file).unlink()
+    assert not no_network
+
+
+def test_what_a_card_lists_is_read_from_the_folder(tmp_path, no_network):
+    for name in ("x/train-0", "x/train-1", "y/deep/b", "c"):
+        lines([dict(question=name, answer="4")], tmp_path/f"{name}.jsonl")
+    entries = [dict(config_name="x", data_files="./x/train-*"),
+               dict(config_name="y", data_files=[dict(split="test", path="y/**")]),
+               dict(config_name="z", data_dir="x", default=True)]
+    read = lambda **how: [p.question for p in load_problems(tmp_path, **how)]
+    card = "---\n" + json.dumps(dict(configs=entries)) + "\n---\n"
+    (tmp_path/"README.md").write_text(card)
+    assert read(name="x") == ["x/train-0", "x/train-1"] and read(name="y") == ["y/deep/b"]
+    assert read() == ["x/train-0", "x/train-1"]                     # the default
+    for text, why in (("configs: [", "README.md cannot be read"), ("configs: 3", "lists no conf"),
+                      ("configs:\n- data_files: none*", "holds no data file"),
+                      ("configs:\n- config_name: a\n  sep: ';'\n  data_files: c.csv", "sets sep"),
+                      ("configs:\n- data_files: 7", "names of files")):
+        (tmp_path/"README.md").write_text(f"---\n{text}\n---\n")
+        refused(tmp_path, why)
+
+
+def test_a_saved_data_set_lists_nothing_outside(outside):
+    table = datasets.Dataset.from_list([dict(question="How long?", answer="4")])
+    table.save_to_disk(outside/"other")
+    arrow, saved = "other/data-00000-of-00001.arrow", outside/"in/saved"
+    for name in (f"../{arrow}", str(outside/arrow)):
+        table.save_to_disk(saved)
+        state = json.loads((saved/"state.json").read_text())
+        (saved/"state.json").write_text(json.dumps(state | dict(_data_files=[dict(filename=name)])))
+        refused(saved, "only names inside")
+    datasets.DatasetDict(train=table).save_to_disk(outside/"in/two")
+    assert len(load_problems(outside/"in/two")) == 1
+    (outside/"in/two/dataset_dict.json").write_text(json.dumps(dict(splits=["../../other"])))
+    refused(outside/"in/two", "only names inside")
+
+
+def test_a_data_file_that_is_a_link_out_of_its_folder_is_named(outside):
+    (outside/"in/train.jsonl").symlink_to(outside/"secret.jsonl")
+    refused(outside/"in", "train.jsonl is a link that leads out")
+
+
+def test_a_model_folder_runs_no_code_of_its_own(tmp_path):
+    auto = {"AutoProcessor": "evil.Evil", "AutoTokenizer": ["evil.Evil", None]}
+    (tmp_path/"evil.py").write_text(f"open({str(tmp_path/'ran')!r}, 'w')\nclass Evil: pass\n")
+    for name in ("processor_config.json", "preprocessor_config.json", "tokenizer_config.json"):
+        (tmp_path/name).write_text(json.dumps(dict(auto_map=auto, processor_class="Evil")))
+    lines([dict(question="How long?", answer="4")], tmp_path/"a.jsonl")
+    import transformers.dynamic_module_utils as remote
+    asked = []
+    patch = pytest.MonkeyPatch()
+    patch.setattr("builtins.input", lambda *a: asked.append(a) or "y")
+    patch.setattr(remote, "TIME_OUT_REMOTE_CODE", 5)
+    try:
+        with pytest.raises(FileNotFoundError, match="no processor at"):
+            check_file(str(tmp_path/"a.jsonl"), model=str(tmp_path))
+    finally: patch.undo()
+    assert not asked and not (tmp_path/"ran").exists()
+
+
+# Real rows, where they are at hand
+
+REAL = os.environ.get("CALIBRL_REALDATA")
+real = pytest.mark.skipif(not REAL, reason="CALIBRL_REALDATA names no folder of real rows")
+
+
+def rows_of(file):
+    "The rows of a JSON Lines file, as they are."
+    return [json.loads(line) for line in Path(file).read_text("utf-8").splitlines()]
+
+
+@real
+def test_real_golds_are_letters_and_no_rationale():
+    golds = dict(mmlu_stem=lambda r: chr(65 + r["answer"]), aqua=lambda r: r["correct"])
+    for name, gold in golds.items():
+        file = Path(REAL)/name/"test.jsonl"
+        got = load_problems(file, on_bad="fail")
+        # Choices that are letters: L, R, 1/C and C, of which the third is right
+        assert [p.answer for p in got] == [gold(r) if p.answer != "1/C" else "1/C"
+                                           for p, r in zip(got, rows_of(file), strict=True)]
+
+
+@real
+def test_real_solutions_are_reduced_or_refused():
+    for split in ("train", "test"):
+        got = load_problems(Path(REAL)/"gsm8k"/f"{split}.jsonl", on_bad="fail")
+        rows = rows_of(Path(REAL)/"gsm8k"/f"{split}.jsonl")
+        assert [p.answer for p in got] == [r["answer"].rpartition("#### ")[2] for r in rows]
+
+
+@real
+def test_real_pictures_are_seen():
+    for name, pictures in (("logicvista/dataset.json", 40), ("dynamath/trial3/dataset.json", 12)):
+        got = load_problems(Path(REAL)/name)
+        assert len(got.sizes) == len(got) == pictures
+    got = load_problems(Path(REAL)/"mathv/data/test.jsonl", root=Path(REAL)/"mathv")
+    assert len(got.sizes) == len(got) == 89 and got.kinds == {"no question": 1}
+    # Pictures that are not at hand
+    refused(Path(REAL)/"mmmu_pro/judged_gpt4o_standard10_cot.jsonl", "image tokens 160")
