@@ -8,7 +8,7 @@ __all__ = ['RULES', 'BENCHMARKS', 'number', 'rule', 'verifier', 'value', 'letter
            'first', 'need', 'tags', 'plain', 'geometry3k', 'geometry3k_value', 'geoqa', 'mathvista', 'mathverse',
            'mathvision', 'mmmu_row', 'mmmu_vision', 'wemath', 'dynamath_row', 'logicvista', 'geoeval_row', 'maths',
            'dynamath_figures', 'wemath_figures', 'Problems', 'find_images', 'Benchmark', 'local_copy', 'Interleaved',
-           'split_files', 'load_rows', 'read_split']
+           'split_files', 'inside', 'own_json', 'trials', 'load_rows', 'read_split']
 
 # %% ../nbs/03a_benchmarks.ipynb #c9697126
 import ast, json, re
@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
 
-from .data import as_images, read_rows
+from .data import _objects, _parsed, _within, as_images, read_rows
 from .tasks import Problem, Score, score
 from .tasks import _MATHS, _calc, _clean, _digits, _extract, _form, _letters, _lex, _pick, _tails
 
@@ -257,7 +257,11 @@ def mathvista(r):
     if r.get("answer_type") == "float": hint = f"Answer with a number to {int(r.get('precision') or 1)} decimal place(s)."
     meta, options = r.get("metadata") or {}, text_list(r.get("choices"))
     unit = f" (Unit: {r['unit']})" if r.get("unit") else ""
-    return dict(question="\n".join(x for x in (need(r, "question") + unit, "" if options else hint) if x), answer=plain(need(r, "answer")), options=options or None, images=r.get("decoded_image"), id=r.get("pid"),
+    question = need(r, "question") + unit
+    if hint and not options: question += "\n" + hint
+    # The hub's copy has the picture itself, the authors' own file its path
+    return dict(question=question, answer=plain(need(r, "answer")), options=options or None,
+                images=first(r, "decoded_image", "image"), id=r.get("pid"),
                 tags=tags(rule="nearest", question_type=r.get("question_type"), answer_type=r.get("answer_type"), precision=r.get("precision"), task=meta.get("task"), category=meta.get("category")))
 
 def mathverse(r):
@@ -298,8 +302,13 @@ def dynamath_row(r):
                 tags=tags(rule="dynamath", answer_type=r.get("answer_type"), group=first(r, "qid", "id"), subject=r.get("subject"), level=first(r, "knowledge_level", "level")))
 
 def logicvista(r):
-    return dict(question=need(r, "question"), answer=plain(need(r, "answer")), images=r.get("image"), id=first(r, "question_id", "id"), tags=tags(rule="letters", skill=", ".join(text_list(r.get("skill"))), broad=", ".join(text_list(r.get("broad_capability")))))
+    skill, broad = (", ".join(text_list(r.get(k))) for k in ("skill", "broad_capability"))
+    # The hub's copy has the picture itself, the authors' own file its name
+    return dict(question=need(r, "question"), answer=plain(need(r, "answer")),
+                images=first(r, "image", "imagename"), id=first(r, "question_id", "id"),
+                tags=tags(rule="letters", skill=skill, broad=broad))
 
+# %% ../nbs/03a_benchmarks.ipynb #1e62094c
 def geoeval_row(r, backward=False, aug=False):
     words, shape = r.get("text") if isinstance(r.get("text"), dict) else {}, r.get("diagram_description") or {}
     question = need(r, "backward_text") if backward else first(words, "aug_problem") if aug and words else first(words, "Num_Exp") or need(r, "problem_text", "text", "question")
@@ -309,7 +318,9 @@ def geoeval_row(r, backward=False, aug=False):
                 tags=tags(rule="geoeval", source=r.get("dataset_name"), shape=r.get("geometry_shape"), input="text and diagram" if r.get("diagram_name") else "text"))
 
 def maths(r): # MATH-500: problem, answer, level, subject, unique_id; AMC23: question, answer
-    return dict(question=need(r, "problem", "question"), answer=plain(need(r, "answer")), id=first(r, "unique_id", "id"), tags=tags(subject=r.get("subject"), level=r.get("level")))
+    return dict(question=need(r, "problem", "question", "prompt"), answer=plain(need(r, "answer")),
+                id=first(r, "unique_id", "id"),
+                tags=tags(subject=r.get("subject"), level=r.get("level")))
 
 # %% ../nbs/03a_benchmarks.ipynb #4d66d2d6
 def _mean(values): values = list(values); return sum(values)/len(values) if values else 0.
@@ -340,29 +351,54 @@ def wemath_figures(
 # %% ../nbs/03a_benchmarks.ipynb #d679c796
 class Problems:
     "A sequence of problems that are made when they are asked for; a row that cannot be used raises ValueError with its number and the reason."
-    def __init__(self, name, rows, make, root=None, limit=None):
-        self.name, self.rows, self.make, self.root, self.n = name, rows, make, root, len(rows) if limit is None else min(limit, len(rows))
+    def __init__(self,
+        name, # of the benchmark
+        rows, # sequence of records
+        make, # function(row) -> arguments of a Problem
+        root=None, # folder that picture paths start from; None: they are your own; False: no paths
+        limit=None, # rows wanted
+        pictured=None, # function(row) -> whether it must have a picture; None: no row must
+    ):
+        self.name, self.rows, self.make, self.root = name, rows, make, root
+        self.n = len(rows) if limit is None else min(limit, len(rows))
+        self.pictured = pictured
     def __len__(self): return self.n
     def __iter__(self): return (self[i] for i in range(self.n))
     def __getitem__(self, i):
         if isinstance(i, slice): return [self[j] for j in range(*i.indices(self.n))]
         if not -self.n <= i < self.n: raise IndexError(i)
         i %= self.n
-        try:
-            kw = self.make(self.rows[i])
-            images = find_images(kw.pop("images", None), self.root)
-            return Problem(**{**kw, "images": images, "question": _as_many(kw["question"], len(images)), "id": str(kw["id"]) if kw.get("id") is not None else f"{self.name}-{i}"})
-        except (ValueError, KeyError, TypeError, OSError, IndexError) as e: raise ValueError(f"{self.name}, row {i}: {' '.join(str(e).split())[:300]}") from None
+        try: return self.problem(i)
+        except (ValueError, KeyError, TypeError, OSError, IndexError) as e:
+            raise ValueError(f"{self.name}, row {i}: {' '.join(str(e).split())[:300]}") from None
+    def problem(self, i):
+        "Row `i` as a problem."
+        row = self.rows[i]
+        kw = self.make(row)
+        images = find_images(kw.pop("images", None), self.root)
+        if not images and self.pictured is not None and self.pictured(row):
+            raise ValueError("it yields no picture, and this set is not asked without; its columns "
+                             f"are {', '.join(map(str, row))}")
+        question = _as_many(kw["question"], len(images))
+        name = str(kw["id"]) if kw.get("id") is not None else f"{self.name}-{i}"
+        return _answerable(Problem(**{**kw, "images": images, "question": question, "id": name}))
 
 def _as_many(question, n):
     "Placeholders and images must agree; where they do not, the images go first."
     return question if question.count("<image>") in (0, n) else question.replace("<image>", "").strip()
 
+# %% ../nbs/03a_benchmarks.ipynb #d679c797
+def _answerable(p):
+    "The same problem, unless its truth is a number beside choices and none of them: a place."
+    number = re.fullmatch(r"-?\d+", p.answer) and p.tags.get("rule") != "geoeval"
+    if not p.options or not number or any(_same(o, p.answer) for o in p.options): return p
+    raise ValueError(f"its answer {p.answer} is none of its choices: give the letter or the choice")
+
 def find_images(value, root):
     "Images of a row; paths are looked up beside the file and in images/ and diagrams/ there."
-    for place in ("", "images", "diagrams"):
-        if place and not (root and (Path(root)/place).is_dir()): continue
-        try: return as_images(value, Path(root)/place if root else None)
+    places = [Path(root)/name for name in ("images", "diagrams")] if root else []
+    for place in (root, *(p for p in places if p.is_dir() and _within(p, root))):
+        try: return as_images(value, place)
         except ValueError as e: error = e
     raise error
 
@@ -381,6 +417,7 @@ class Benchmark:
     metric: str = "exact_match" # lmms-eval's name of the row's figure
     note: str = "" # what to know before comparing
     get: str = "" # how to get a set that is not simply downloaded
+    pictured: object = lambda r: True # function(row) -> whether it must have a picture
 
     def __call__(self, limit=None, data_dir=None):
         "The problems; from a local copy in `data_dir` if there is one, else from the hub."
@@ -390,7 +427,8 @@ class Benchmark:
         except Exception as e:
             why = " ".join(str(e).split("cannot be read: ")[-1].split())[:300]
             raise FileNotFoundError(f"benchmark {self.name}: {here or self.dataset} cannot be read: {why}. {self.how(data_dir)}") from None
-        return Problems(self.name, rows, self.make, None if here is None else here if here.is_dir() else here.parent, limit)
+        root = False if here is None else here if here.is_dir() else here.parent
+        return Problems(self.name, rows, self.make, root, limit, self.pictured)
 
     def how(self, data_dir=None):
         "How to get the rows."
@@ -416,14 +454,51 @@ class Interleaved:
 def split_files(here, split, config=None)->list:
     "Files of a local copy that are named after a split, as the hub names them: SPLIT.parquet, SPLIT-00000-of-00002.parquet."
     folder = here/config if config and (here/config).is_dir() else here
-    return sorted(p for p in folder.rglob("*") if p.suffix in (".parquet", ".arrow", ".jsonl", ".json", ".csv") and (p.stem == split or p.stem.startswith(f"{split}-")))
+    known = (".parquet", ".arrow", ".jsonl", ".json", ".csv")
+    named = lambda p: p.stem == split or p.stem.startswith(f"{split}-")
+    return inside(here, sorted(p for p in folder.rglob("*") if p.suffix in known and named(p)))
+
+def inside(here, files)->list:
+    "Files of a local copy, or ValueError if one is a link that leads out of it."
+    for p in files:
+        if not _within(p, here):
+            raise ValueError(f"{p} is a link that leads out of {here}: name its own file")
+    return files
 
 # %% ../nbs/03a_benchmarks.ipynb #1efe6232
+def own_json(here, split)->list|None:
+    "The rows of a copy's JSON file that holds each under its name; None if there is no such file."
+    files = [here] if here.is_file() else inside(here, sorted(here.glob("*.json")))
+    found = {p: rows for p in files if p.suffix == ".json" and (rows := _objects(_parsed(p)))}
+    # Of several files, the one that the split names
+    if len(found) > 1: found = {p: rows for p, rows in found.items() if p.stem == split} or found
+    if len(found) > 1:
+        names = ", ".join(p.name for p in found)
+        raise ValueError(f"{here} holds {names}, and which is the set cannot be told: leave one")
+    return next(iter(found.values()), None)
+
+def trials(here)->list:
+    "DynaMath as its authors give it: the rows of trial1/dataset.json, of trial2/dataset.json, ..."
+    found = here.glob("trial*/dataset.json")
+    files = {p: re.fullmatch(r"trial(\d+)", p.parent.name) for p in found}
+    inside(here, [p for p, n in files.items() if n])
+    out = []
+    for p in sorted((p for p, n in files.items() if n), key=lambda p: int(files[p][1])):
+        rows = _objects(_parsed(p)) or []
+        # Paths of pictures start at the trial's folder there, at the copy's here
+        out.append([r | {"image": f"{p.parent.name}/{r['image']}"} if r.get("image") else r
+                    for r in rows])
+    return out
+
+# %% ../nbs/03a_benchmarks.ipynb #1efe6233
 def load_rows(b:Benchmark, here=None):
     "The rows of a benchmark, pictures undecoded; a JSON object of objects becomes rows with an id."
-    file = here if here is None or here.is_file() else next(iter(sorted(here.glob("*.json"))), here)
-    if file is not None and file.suffix == ".json" and isinstance(data := json.loads(file.read_text(encoding="utf-8")), dict) and data and all(isinstance(v, dict) for v in data.values()): return [{"id": k, **v} for k, v in data.items()]
-    if isinstance(b.split, str): return read_split(b, here, b.split)
+    one = isinstance(b.split, str)
+    if here is not None:
+        rows = own_json(here, b.split if one else "dataset")
+        if rows is not None: return rows
+    if one: return read_split(b, here, b.split)
+    if here is not None and here.is_dir() and (parts := trials(here)): return Interleaved(parts)
     try: parts = [read_split(b, here, s) for s in b.split]
     except (ValueError, FileNotFoundError): return read_split(b, here, "test")          # a copy with all variants in one split
     return Interleaved(parts)
@@ -449,6 +524,8 @@ def _world(split):
     return load
 
 _JUDGED = "an LLM judge scores it in lmms-eval; here rules do"
+_MATHVERSE = lambda r: not re.match("(?i)text.only", str(r.get("problem_version")))
+_TEXT = lambda r: False # no row needs a picture
 _GEOEVAL = "GeoEval is given on application: fill in the form in github.com/GeoEval/GeoEval"
 _ALL = [
     Benchmark("geometry_test", "", _world("test"), by=("family", "level")), Benchmark("geometry_hard", "", _world("hard"), by=("family", "level")),
@@ -457,15 +534,25 @@ _ALL = [
     Benchmark("geoqa", "leonardPKU/GEOQA_8K_R1V", geoqa, "train", note="by value; the hub copy has training rows only; R1-V's test problems come as a file (question, ground_truth, image_path)"),
     Benchmark("geoqa_choices", "hz2475/geoQA", geoqa, "train", size=5010, note="by letter; no test split is confirmed"),
     Benchmark("geoqa_plus", "Yuting6/geoqa_plus", geoqa, size=1000, note="by value"),
-    Benchmark("geoeval", "GeoEval/GeoEval", geoeval_row, size=2000, by=("source", "input"), get=_GEOEVAL), Benchmark("geoeval_hard", "GeoEval/GeoEval-hard", geoeval_row, size=300, by=("input",), get=_GEOEVAL),
-    Benchmark("geoeval_backward", "GeoEval/GeoEval-backward", lambda r: geoeval_row(r, backward=True), size=750, get=_GEOEVAL), Benchmark("geoeval_aug", "GeoEval/GeoEval-aug", lambda r: geoeval_row(r, aug=True), size=2000, get=_GEOEVAL),
+    Benchmark("geoeval", "GeoEval/GeoEval", geoeval_row, size=2000, by=("source", "input"),
+              get=_GEOEVAL, pictured=_TEXT),
+    Benchmark("geoeval_hard", "GeoEval/GeoEval-hard", geoeval_row, size=300, by=("input",),
+              get=_GEOEVAL, pictured=_TEXT),
+    Benchmark("geoeval_backward", "GeoEval/GeoEval-backward",
+              lambda r: geoeval_row(r, backward=True), size=750, get=_GEOEVAL, pictured=_TEXT),
+    Benchmark("geoeval_aug", "GeoEval/GeoEval-aug", lambda r: geoeval_row(r, aug=True), size=2000,
+              get=_GEOEVAL, pictured=_TEXT),
     Benchmark("mathvista_testmini", "AI4Math/MathVista", mathvista, "testmini", size=1000, by=("question_type", "answer_type", "task"), metric="llm_as_judge_eval"),
-    Benchmark("mathverse_testmini", "AI4Math/MathVerse", mathverse, "testmini", "testmini", 3940, ("problem_version", "subject"), metric="gpt_eval_score", note=_JUDGED),
+    Benchmark("mathverse_testmini", "AI4Math/MathVerse", mathverse, "testmini", "testmini", 3940,
+              ("problem_version", "subject"), metric="gpt_eval_score", note=_JUDGED,
+              pictured=_MATHVERSE),
     Benchmark("mathvision_test", "MathLLMs/MathVision", mathvision, size=3040, by=("subject", "level"), metric="mathvision_standard_eval"), Benchmark("mathvision_testmini", "MathLLMs/MathVision", mathvision, "testmini", size=304, by=("subject", "level"), metric="mathvision_standard_eval"),
     Benchmark("mmmu_val", "lmms-lab-encoder/MMMU", mmmu_row, "validation", size=900, by=("subject", "question_type"), metric="mmmu_acc", note="lmms-eval's merged copy of MMMU/MMMU, which has one subset a subject"),
     Benchmark("mmmu_pro_standard", "MMMU/MMMU_Pro", mmmu_row, config="standard (10 options)", size=1730, by=("subject",), metric="mmmu_acc"), Benchmark("mmmu_pro_vision", "MMMU/MMMU_Pro", mmmu_vision, config="vision", size=1730, by=("subject",), metric="mmmu_acc"),
     Benchmark("wemath_testmini", "We-Math/We-Math", wemath, "testmini", size=1740, by=("key",), figures=wemath_figures, metric="acc_score", note="with --limit, scores cover complete problems only"),
     Benchmark("dynamath", "lscpku/DynaMath_Sample", dynamath_row, tuple(f"sample_variant{i}" for i in range(1, 11)), size=5010, by=("subject", "level", "answer_type"), figures=dynamath_figures, metric="acc_score"),
     Benchmark("logicvista", "lscpku/LogicVista", logicvista, size=448, by=("skill",), metric="acc_score"),
-    Benchmark("math500", "HuggingFaceH4/MATH-500", maths, size=500, by=("subject", "level"), note="text only"), Benchmark("amc23", "math-ai/amc23", maths, size=40, note="text only")]
+    Benchmark("math500", "HuggingFaceH4/MATH-500", maths, size=500, by=("subject", "level"),
+              note="text only", pictured=_TEXT),
+    Benchmark("amc23", "math-ai/amc23", maths, size=40, note="text only", pictured=_TEXT)]
 BENCHMARKS = {b.name: b for b in _ALL} # name -> Benchmark, called with (limit, data_dir)

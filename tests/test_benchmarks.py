@@ -1,6 +1,8 @@
 """The registry on miniatures of every set, each rule on the cases its own harness defines, and whatever rows may hold that they should not."""
 import json
+import os
 import random
+from pathlib import Path
 
 import pytest
 
@@ -123,3 +125,135 @@ def test_numbers_and_choices():
     assert number("3.") == 3 and number("1e400") is None and number("9"*5000) is None
     assert choices_in("A. 1") == ("A. 1", []) and choices_in("A) 1 B) 2 C) 3")[1] == ["1", "2", "3"]
     assert final_answer(r"\boxed{") == "" and final_answer("x" * 100_000) == "" and final_answer("answer: 5\nanswer: 6") == "6"
+
+
+# Copies as the authors give them, and copies whose pictures nobody finds
+
+def write(path, value):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(value, indent=1), encoding="utf-8")
+
+
+def picture(path, n=1):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    miniatures.draw(n).save(path)
+
+
+def test_the_authors_own_files_are_asked_with_their_pictures(tmp_path):
+    row = dict(question="Which?", answer="B", skill=["inductive"])
+    both = {f"v{n}": row | dict(imagename=f"v{n}.png") for n in (1, 2)}
+    write(tmp_path/"logicvista/dataset.json", both)
+    for n in (1, 2): picture(tmp_path/f"logicvista/images/v{n}.png", n)
+    row = dict(question="How many?", choices=None, answer="14", question_type="free_form",
+               answer_type="integer", image="images/1.jpg", metadata={})
+    picture(tmp_path/"mathvista_testmini/images/1.jpg")
+    write(tmp_path/"mathvista_testmini/testmini.json", {"1": row})
+    write(tmp_path/"mathvista_testmini/annot_testmini.json", {"1": row | dict(answer="15")})
+    write(tmp_path/"mathvista_testmini/query.json", {"1": "How many?"})
+    for v in (1, 2, 10):
+        row = dict(question=f"What is {v}/4?", answer=str(v/4), image="image/a.png")
+        row["answer_type"] = "float"
+        write(tmp_path/f"dynamath/trial{v}/dataset.json", {"29": row, "41": row})
+        picture(tmp_path/f"dynamath/trial{v}/image/a.png", v)
+    for name, answers in (("logicvista", "BB"), ("mathvista_testmini", ["14"]),
+                          ("dynamath", ["0.25", "0.5", "2.5"]*2)):
+        problems = list(BENCHMARKS[name](data_dir=tmp_path))
+        assert [p.answer for p in problems] == list(answers)
+        assert all(len(p.images) == 1 for p in problems)
+        assert len({p.id for p in problems}) == len(problems)
+    dyna = BENCHMARKS["dynamath"](data_dir=tmp_path)
+    assert [p.tags["group"] for p in dyna] == ["29"]*3 + ["41"]*3
+    assert len({p.images[0].tobytes() for p in dyna}) == 3          # each variant its own picture
+
+
+def test_which_of_two_files_is_the_set_must_be_told(tmp_path):
+    row = dict(question="Which?", answer="B", image=None)
+    for name in ("a", "b"): write(tmp_path/f"logicvista/{name}.json", dict(v1=row))
+    with pytest.raises(FileNotFoundError, match="holds a.json, b.json, and which"):
+        BENCHMARKS["logicvista"](data_dir=tmp_path)
+
+
+def blind(rows):
+    "Rows without what may hold a picture; its name is now one that nobody expects."
+    held = lambda k: k in ("image", "images", "decoded_image") or k.startswith("image_")
+    return [{k: v for k, v in r.items() if not held(k)} | dict(scan="x.png") for r in rows]
+
+
+@pytest.mark.parametrize("name", [n for n, b in BENCHMARKS.items()
+                                  if b.dataset and "geoeval" not in n])
+def test_a_row_that_yields_no_picture_is_unusable_by_name(name, minis, tmp_path):
+    b = BENCHMARKS[name]
+    miniatures.jsonl(tmp_path/f"{name}.jsonl", blind(B.load_rows(b, B.local_copy(b, minis))))
+    problems, bad = b(data_dir=tmp_path), miniatures.BAD.get(name, [])
+    for i in set(range(len(problems))) - set(bad):
+        if name in ("math500", "amc23"): assert problems[i].images == ()
+        else:
+            why = f"{name}, row {i}: it yields no picture.*, scan$"
+            with pytest.raises(ValueError, match=why): problems[i]
+
+
+def test_rows_of_mathverse_that_are_text_only_need_no_picture(tmp_path):
+    row = dict(sample_index="1", question="What is x?", answer="3", image="")
+    versions = ("Text Only", "text_only", "Text Lite", None)
+    write(tmp_path/"mathverse_testmini.json", [row | dict(problem_version=v) for v in versions])
+    problems = BENCHMARKS["mathverse_testmini"](data_dir=tmp_path)
+    assert [problems[i].images for i in (0, 1)] == [(), ()]
+    for i in (2, 3):
+        with pytest.raises(ValueError, match="it yields no picture"): problems[i]
+
+
+def test_a_number_that_counts_the_choices_is_no_truth(tmp_path):
+    picture(tmp_path/"wemath_testmini/a.png")
+    row = dict(key="2steps_1", question="Which?", option="A. 5; B. 6", image_path="a.png")
+    rows = [row | dict(ID=str(i), answer=a) for i, a in enumerate(("2", "6", "B"))]
+    miniatures.jsonl(tmp_path/"wemath_testmini/testmini.jsonl", rows)
+    problems = BENCHMARKS["wemath_testmini"](data_dir=tmp_path)
+    with pytest.raises(ValueError, match="row 0: its answer 2 is none of its choices"): problems[0]
+    assert [problems[i].answer for i in (1, 2)] == ["6", "B"]
+
+
+def test_a_copy_reads_no_file_outside(tmp_path):
+    row, home = dict(question="Which?", answer="B"), tmp_path/"copies/logicvista"
+    picture(tmp_path/"secret.png")
+    write(tmp_path/"secret.json", dict(v1=row))
+    names = ("../../secret.png", str(tmp_path/"secret.png"), "link.png", "secret.png")
+    write(home/"dataset.json", {str(i): row | dict(imagename=n) for i, n in enumerate(names)})
+    (home/"link.png").symlink_to(tmp_path/"secret.png")
+    (home/"images").symlink_to(tmp_path, target_is_directory=True)
+    problems = BENCHMARKS["logicvista"](data_dir=tmp_path/"copies")
+    for i in range(4):
+        with pytest.raises(ValueError, match="leaves the folder|is missing"): problems[i]
+    (home/"dataset.json").unlink()
+    (home/"dataset.json").symlink_to(tmp_path/"secret.json")
+    with pytest.raises(FileNotFoundError, match="link that leads out"):
+        BENCHMARKS["logicvista"](data_dir=tmp_path/"copies")
+
+
+def test_rows_of_a_hub_are_given_no_file(tmp_path, monkeypatch):
+    import datasets
+    picture(tmp_path/"secret.png")
+    for cell in (str(tmp_path/"secret.png"), dict(bytes=None, path=str(tmp_path/"secret.png"))):
+        table = datasets.Dataset.from_list([dict(question="Which?", answer="B", image=cell)])
+        monkeypatch.setattr(B, "read_rows", lambda *a, **k: table)
+        with pytest.raises(ValueError, match="logicvista, row 0: .*is not followed"):
+            BENCHMARKS["logicvista"]()[0]
+
+
+REAL = os.environ.get("CALIBRL_REALDATA")
+real = pytest.mark.skipif(not REAL, reason="CALIBRL_REALDATA names no folder of real rows")
+
+
+@real
+@pytest.mark.parametrize("name, folder, rows, bad, seen", [
+    ("logicvista", "logicvista", 41, 1, 40), ("dynamath", "dynamath", 120, 0, 120),
+    ("mathvision_test", "mathv", 90, 1, 89), ("mathverse_testmini", "mathverse", 130, 0, 0),
+    ("math500", "math500", 250, 0, 0), ("mmmu_pro_standard", "mmmu_pro", 320, 320, 0)])
+def test_real_rows_are_seen_or_unusable_by_name(name, folder, rows, bad, seen, tmp_path):
+    (tmp_path/name).symlink_to(Path(REAL)/folder, target_is_directory=True)
+    problems, faults, pictures = BENCHMARKS[name](data_dir=tmp_path), 0, 0
+    for i in range(len(problems)):
+        try: pictures += len(problems[i].images)
+        except ValueError as e:
+            assert str(e).startswith(f"{name}, row {i}: ")
+            faults += 1
+    assert (len(problems), faults, pictures) == (rows, bad, seen)
