@@ -584,7 +584,7 @@ def training_problems(data, seed=0, map=None, on_bad="skip",
         return problems(min(1500, need), split="train", seed=seed)
     from calibrl.data import load_problems
     from transformers import AutoProcessor
-    found = load_problems(data, map=map, on_bad=on_bad, **({"processor": AutoProcessor.from_pretrained(limit[0]), "max_prompt_tokens": limit[1]} if limit else {}))
+    found = load_problems(data, map=map, on_bad=on_bad, **({"processor": AutoProcessor.from_pretrained(limit[0], trust_remote_code=False), "max_prompt_tokens": limit[1]} if limit else {}))
     if not found.skipped: print(found)                                  # else the loader has said so
     if not found: raise ValueError(f"--data {data}: no row can be used; calibrl data check says why")
     return found

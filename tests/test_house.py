@@ -64,6 +64,42 @@ def test_the_rules_see_what_they_forbid():
     assert heavy_at_top("def f():\n    import transformers") == set()
 
 
+def trusting(source):
+    "Calls of an Auto class's `from_pretrained` without trust_remote_code=False, in code as text."
+    out = []
+    for node in ast.walk(ast.parse(source)):
+        if not isinstance(node, ast.Call) or not isinstance(node.func, ast.Attribute): continue
+        made = ast.unparse(node.func.value).split(".")[-1]
+        if node.func.attr != "from_pretrained" or not made.lower().startswith("auto"): continue
+        said = {k.arg: k.value for k in node.keywords}.get("trust_remote_code")
+        if isinstance(said, ast.Constant) and said.value is False: continue
+        out.append(ast.unparse(node))
+    return out
+
+
+def code_of(path):
+    "The code of a module, or of all cells of a notebook that are Python alone."
+    if path.suffix == ".py": return path.read_text(encoding="utf-8")
+    cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
+    code = ["".join(c["source"]) for c in cells if c["cell_type"] == "code"]
+    return "\n".join(c for c in code if not re.search(r"^\s*[%!]", c, flags=re.M))
+
+
+@pytest.mark.parametrize("path", [*MODULES.values(), *NOTEBOOKS], ids=lambda p: p.name)
+def test_no_model_folder_brings_code_that_is_run(path):
+    assert trusting(code_of(path)) == []
+
+
+def test_the_rule_about_code_sees_what_it_forbids():
+    for call in ("AutoProcessor.from_pretrained(m)", "AutoConfig.from_pretrained(m, **kw)",
+                 "transformers.AutoModel.from_pretrained(m, dtype=d)",
+                 "auto.from_pretrained(m, trust_remote_code=True)",
+                 "AutoTokenizer.from_pretrained(m, trust_remote_code=trust)"):
+        assert trusting(f"def f():\n    x = {call}") == [call]
+    assert trusting("AutoProcessor.from_pretrained(m, trust_remote_code=False)") == []
+    assert trusting("Policy.from_pretrained(m)") == []
+
+
 NEWER = ["contextlib.chdir", "import tomllib", "datetime.UTC", "StrEnum", "ExceptionGroup", "import Self", "typing.Self", "itertools.batched", "from typing import override"]
 
 
