@@ -968,12 +968,26 @@ def _shows(value):
         return isinstance(value.get("bytes"), bytes) or _shows(value.get("path"))
     return isinstance(value, str) and bool(_PICTURE.fullmatch(value.strip()))
 
+def _names(gold, choices):
+    "Whether a gold may be the letter or the place of one of some texts."
+    if not isinstance(choices, list) or len(choices) < 2: return False
+    if not all(isinstance(c, str) for c in choices): return False
+    letter, number = re.fullmatch(r"\s*\(?([A-Z])\)?\.?\s*", str(gold)), _number(gold)
+    place = ord(letter[1]) - 65 if letter else number
+    return place is not None and 0 <= place <= len(choices) - bool(letter)
+
 def _unread(ds, fields):
-    "A column of pictures that no field reads, or None."
+    "(column of pictures, column of choices) that no field reads, None for what there is not."
     rest = [c for c in ds.column_names if c not in fields.values()]
-    if not rest: return None
-    few = ds.select_columns(rest).select(range(min(len(ds), 20))).to_list()
-    return next((c for c in rest if any(_shows(row[c]) for row in few)), None)
+    if not rest: return None, None
+    few = ds.select(range(min(len(ds), 20))).to_list()
+    golds = [_get(row, fields["answer"]) for row in few]
+    pictures = (c for c in rest if any(_shows(row[c]) for row in few))
+    lists = (c for c in rest if all(_names(g, row[c]) for g, row in zip(golds, few)))
+    lettered = [c for c in "ABCDEFGHIJ" if c in rest]
+    choices = next(lists, None)
+    if choices is None and all(_names(g, lettered) for g in golds): choices = ", ".join(lettered)
+    return next(pictures, None), choices
 
 # %% ../nbs/00d_data.ipynb #c4f8c93a
 def _described(source, ds, map):
@@ -982,9 +996,12 @@ def _described(source, ds, map):
     if not len(ds): raise ValueError(f"{source} has no rows")
     try:
         format, fields = detect(ds.features, map)
-        if "images" not in fields and "images" not in parse_map(map) and (c := _unread(ds, fields)):
-            raise ValueError(f"column {c!r} holds pictures, and nothing reads it: say images={c} "
-                             "with map, or images= to ask without them; "
+        told = {*fields, *parse_map(map), *FORMATS[format][1]}
+        for field, column in zip(("images", "options"), _unread(ds, fields)):
+            if column is None or field in told: continue
+            what = dict(images="pictures", options="choices")[field]
+            raise ValueError(f"{column!r} holds {what}, and nothing reads it: name one column of them "
+                             f"with map, as in {field}=NAME, or say {field}= to ask without; "
                              f"the columns are {', '.join(ds.features)}")
         if (reading := _reading(ds, fields)): fields.setdefault(reading, fields["answer"])
     except ValueError as e: raise ValueError(f"{source}: {e}") from None

@@ -535,8 +535,19 @@ def test_objects_by_name_are_rows(tmp_path):
                                   dict(bytes=png(Image.new("RGB", (9, 9))), path=None)], ids=str)
 def test_a_column_of_pictures_that_no_field_reads_is_named(cell):
     row = dict(question="How long?", answer="4", scan=cell)
-    with pytest.raises(ValueError, match="'scan' holds pictures.*images=scan.*images="): of(row)
+    with pytest.raises(ValueError, match="'scan' holds pictures.*images=NAME.*images= "): of(row)
     assert of(row, map="images=")[0].images == ()                   # asked without, as you say
+
+
+@pytest.mark.parametrize("answer", ["B", "(A)", 0, 1, "1", 3])
+def test_a_column_of_choices_that_no_field_reads_is_named(answer):
+    row, texts = dict(question="Which?", answer=answer), TEXTS[0][:3]
+    for rest, why in ((dict(endings=texts), "'endings' holds choices"),
+                      (dict(zip("ABC", texts)), "'A, B, C' holds choices")):
+        with pytest.raises(ValueError, match=f"{why}.*options=NAME.*options= "): of(row | rest)
+        assert of(row | rest, map="options=")[0].options is None
+    assert of(row | dict(steps=texts, answer="7"))[0].answer == "7"    # names none of them
+    assert of(row | dict(steps=texts[:1]))[0].options is None
 
 
 def test_pictures_that_a_question_names_must_be_there():
