@@ -274,10 +274,12 @@ def _pick(splits, split, source):
     raise ValueError(f"{source} has no split {split!r}; it has {names}" if split else f"{source} has the splits {names}: choose one with split")
 
 # %% ../nbs/00d_data.ipynb #5d1c07aa
+_MAX_CARD = 5_000_000    # bytes of a card
+
 def _own_name(name, said):
     "A name that a list in a data set gives, or ValueError if it may lead out of the data set."
     if not isinstance(name, str) or not name:
-        raise ValueError(f"{said} must list names of files, not {str(name)[:100]!r}")
+        raise ValueError(f"{said} must list names of files, not {type(name).__name__}")
     parts = re.split(r"[/\\]", name)
     if name[0] in "/\\~" or name[1:2] == ":" or "://" in name or "::" in name or ".." in parts:
         raise ValueError(f"{said} lists {name[:200]!r}, and only names inside the data set are "
@@ -287,17 +289,22 @@ def _own_name(name, said):
 def _configs(card):
     "The configurations that a card lists: records, [] if it lists none."
     import yaml
+    if card.stat().st_size > _MAX_CARD:
+        raise ValueError(f"{card} is larger than {_MAX_CARD:,} bytes: give one data file instead")
     text = card.read_text("utf-8", errors="replace").removeprefix("\ufeff")
     head = re.match(r"\s*---[ \t]*\r?\n(.*?)(?:^---|\Z)", text, re.S | re.M)
     # A card begins with a block of YAML; a file of nothing else is one, too
     if head is None and card.suffix == ".md": return []
-    try: found = yaml.safe_load(head[1] if head else text)
+    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+    try: found = yaml.load(head[1] if head else text, loader)              # plain values only
     except (yaml.YAMLError, ValueError, RecursionError) as e:
         raise ValueError(f"{card} cannot be read as YAML: {_first(e)}") from None
     if not isinstance(found, dict) or "configs" not in found: return []
     configs = found["configs"]
     if not isinstance(configs, list) or not all(isinstance(c, dict) for c in configs):
         raise ValueError(f"{card} lists no configurations under configs: give one file instead")
+    if not all(isinstance(c.get("config_name", ""), (str, int, float)) for c in configs):
+        raise ValueError(f"{card} names a configuration by no text: give one file instead")
     return configs
 
 # %% ../nbs/00d_data.ipynb #5d1c07ab
@@ -310,7 +317,7 @@ def _listed(config, card):
     for k in _RESHAPE:
         if k not in config: continue
         raise ValueError(f"{said} sets {k}, which is not read here: give one file of it")
-    if config.get("data_dir") is not None: _own_name(config["data_dir"], said)
+    if config.get("data_dir"): _own_name(config["data_dir"], said)
     # Four spellings: a name, names, {split: names}, and records of split and path
     if isinstance(files, dict): pairs = list(files.items())
     else:
@@ -1000,8 +1007,8 @@ def _described(source, ds, map):
         for field, column in zip(("images", "options"), _unread(ds, fields)):
             if column is None or field in told: continue
             what = dict(images="pictures", options="choices")[field]
-            raise ValueError(f"{column!r} holds {what}, and nothing reads it: name one column of them "
-                             f"with map, as in {field}=NAME, or say {field}= to ask without; "
+            raise ValueError(f"{column!r} holds {what}, and nothing reads it: name one column of "
+                             f"them with map, as in {field}=NAME, or say {field}= to ask without; "
                              f"the columns are {', '.join(ds.features)}")
         if (reading := _reading(ds, fields)): fields.setdefault(reading, fields["answer"])
     except ValueError as e: raise ValueError(f"{source}: {e}") from None

@@ -707,7 +707,9 @@ def test_what_a_card_lists_is_read_from_the_folder(tmp_path, no_network):
     for text, why in (("configs: [", "README.md cannot be read"), ("configs: 3", "lists no conf"),
                       ("configs:\n- data_files: none*", "holds no data file"),
                       ("configs:\n- config_name: a\n  sep: ';'\n  data_files: c.csv", "sets sep"),
-                      ("configs:\n- data_files: 7", "names of files")):
+                      ("configs:\n- data_files: 7", "names of files"),
+                      ("x: &x [a, a]\nconfigs:\n- config_name: *x", "by no text"),
+                      ("#" * 5_000_001, "larger than")):
         (tmp_path/"README.md").write_text(f"---\n{text}\n---\n")
         refused(tmp_path, why)
 
