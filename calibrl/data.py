@@ -633,6 +633,8 @@ def _choices(value):
         raise _Unusable("bad options", f"they are {type(value).__name__}, not a list")
     if not all(isinstance(v, (str, int, float)) or v is None for v in value):
         raise _Unusable("bad options", "they are not texts")
+    if any(v is None or not str(v).strip() for v in value):
+        raise _Unusable("bad options", "one of them is empty")
     if labels is not None and (not isinstance(labels, list) or len(labels) != len(value)):
         raise _Unusable("bad options", "their labels are not as many as they are")
     return list(value), labels

@@ -442,7 +442,7 @@ def test_choices_in_other_shapes_are_read_or_refused():
     arc = dict(text=["one", "two"], label=["1", "2"])
     assert (one(arc, "2").options, one(arc, "2").answer) == (("one", "two"), "B")
     for choices, answer in (("[__import__('os')]", "B"), (dict(text="one", label=["1"]), "1"),
-                            ({"A": ["x"], "B": ["y"]}, "B")):
+                            ({"A": ["x"], "B": ["y"]}, "B"), (["x", " ", "y"], "A")):
         with pytest.raises(ValueError, match="bad options"): one(choices, answer)
     for answer in ("three", "C"):
         with pytest.raises(ValueError, match=f"'{answer}' is none of the choices"):
