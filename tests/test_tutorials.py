@@ -1,10 +1,14 @@
 "The figures of the tutorials: numbers are the package's, text is data, and wrong input is refused by name."
-import json, re
+import inspect, json, re, shlex
+from dataclasses import fields
 from pathlib import Path
 import pytest
 pytest.importorskip("matplotlib").use("Agg")
 import matplotlib.pyplot as plt
 from calibrl import viz
+from calibrl.cli import COMMANDS, make_parser
+from calibrl.plan import plan
+from calibrl.train import Config, load_config
 
 ROOT = Path(__file__).resolve().parent.parent
 RECORD = viz.read_group(ROOT/"nbs/records/group.json")
@@ -90,17 +94,76 @@ def test_the_page_of_results_shows_the_record_as_it_is():
     assert table(json.loads((ROOT/"nbs/records/demo/summary.json").read_text())["figures"]) in saved("results"), "run nbs/pages/results.ipynb again: the record has changed"
 
 
+def test_the_page_on_performance_shows_what_the_gpu_gave():
+    gpu, shown = json.loads((ROOT/"benchmarks/gpu.json").read_text()), saved("performance")
+    for r in gpu["memory_gib"]:
+        assert f"{r['planned']:.2f} GiB planned, {r['measured']:.2f} measured" in shown
+    assert gpu["machine"] in shown and gpu["model"] in shown
+
+
 def commands():
-    "The lines of the tutorials that are meant for a shell."
-    for path in sorted((ROOT/"nbs/tutorials").glob("*.ipynb")):
+    "The lines of the tutorials and of the first page that are meant for a shell."
+    for path in [*sorted((ROOT/"nbs/tutorials").glob("*.ipynb")), ROOT/"nbs/index.ipynb"]:
         for cell in json.loads(path.read_text(encoding="utf-8"))["cells"]:
-            yield from re.findall(r"^!calibrl (.+)$", "".join(cell["source"]), flags=re.M)
+            source = "".join(cell["source"]).replace("\\\n", " ")
+            yield from re.findall(r"^!?calibrl (.+)$", source, flags=re.M)
 
 
-@pytest.mark.parametrize("line", list(commands()))
-def test_the_commands_for_a_large_model_have_options_that_exist(line):
-    import shlex
-    from calibrl.cli import COMMANDS, make_parser
-    words = shlex.split(line)
+def parsed(line):
+    "The command of a line and its options."
+    words = shlex.split(line, comments=True)
     name = next(n for n in (" ".join(words[:2]), words[0]) if n in COMMANDS)
-    make_parser(name).parse_args(words[len(name.split()):])
+    return name, vars(make_parser(name).parse_args(words[len(name.split()):]))
+
+
+LARGE = [line for line in dict.fromkeys(commands()) if "7B" in line]
+
+
+@pytest.mark.parametrize("line", list(dict.fromkeys(commands())))
+def test_the_commands_have_options_that_exist(line):
+    parsed(line)
+
+
+@pytest.fixture(scope="module")
+def seven(tmp_path_factory):
+    "A folder with the configuration of a Qwen2.5-VL-7B, as published, and no weights."
+    from transformers import Qwen2_5_VLConfig
+    folder = tmp_path_factory.mktemp("seven")
+    rope = {"rope_type": "default", "rope_theta": 1e6, "mrope_section": [16, 24, 24]}
+    text = dict(hidden_size=3584, intermediate_size=18944, num_hidden_layers=28,
+                num_attention_heads=28, num_key_value_heads=4, vocab_size=152064,
+                rope_parameters=rope)
+    vision = dict(depth=32, hidden_size=1280, intermediate_size=3420, num_heads=16,
+                  out_hidden_size=3584)
+    Qwen2_5_VLConfig(text_config=text, vision_config=vision,
+                     tie_word_embeddings=False).save_pretrained(folder)
+    return str(folder)
+
+
+def settings_of(options):
+    "What `calibrl plan` asks about, as a training command has it."
+    cfg = load_config(None, options.get("preset"), **{
+        f.name: options[f.name] for f in fields(Config) if f.name in options})
+    return dict(bits=options.get("bits") or 16, lora_rank=options["lora_rank"],
+                prompt_tokens=options.get("max_prompt_tokens"), prompts=cfg.prompts,
+                responses=cfg.responses, max_new_tokens=cfg.max_new_tokens,
+                micro_tokens=cfg.micro_tokens)
+
+
+@pytest.mark.parametrize("line", [x for x in LARGE if x.startswith("train ")])
+def test_the_plan_accepts_the_training_commands(line, seven):
+    settings = settings_of(parsed(line)[1])
+    assert settings["prompt_tokens"], "without --max-prompt-tokens no plan can hold"
+    assert plan(seven, "24GB", **settings)["fits"]
+
+
+@pytest.mark.parametrize("line", [x for x in LARGE if x.startswith("plan ")])
+def test_the_plan_accepts_the_plans_that_are_shown(line, seven):
+    options = parsed(line)[1]
+    known = inspect.signature(plan).parameters.keys() & options.keys() - {"model"}
+    assert plan(seven, **{name: options[name] for name in known})["fits"]
+
+
+def test_a_plan_that_does_not_fit_is_told(seven):
+    line = "train --model 7B --bits 4 --prompts 32 --max-prompt-tokens 2048 --max-new-tokens 2048"
+    assert not plan(seven, "24GB", **settings_of(parsed(line)[1]))["fits"]
