@@ -1,34 +1,50 @@
-"""How much must a newcomer read to understand one training step? At most 4 files and 150 lines of ours, counted here.
-
-Counted are the bodies of the functions that a step runs through, without docstrings and parameter lists. Not counted is what stands behind a contract of one
-sentence that a test holds: how prompts are read (in parts, equal to all at once), how rows are packed (equal to rows of their own), how the head is tiled (equal to full logits), how inputs are checked, what is logged.
-"""
-import ast
+"""How much there is to read to understand one training step: counted whole, nothing forgotten."""
+import json, re, sys
 from pathlib import Path
 
-STEP = {"train": ["train_step"], "rollout": ["encode", "prompts", "sample", "rollout", "logps", "read"],
-        "loss": ["group_advantages", "clipped_surrogate", "masked_mean", "reduce_loss", "expert_gap", "alpha_gate", "exploration_loss", "calibrl_loss"],
-        "tasks": ["score"]}
-BEHIND = {"train": ["settled", "share", "micro_batches", "summarize"], "rollout": ["prefill", "collate", "attention", "_attend", "_rows_over_prefix", "one_token", "pack", "packed", "draw", "_samples", "head_logps", "_FrozenHead"]}
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT/"tools"))
+import reading
+
+PAGES = [*(ROOT/"nbs").rglob("*.ipynb"), *(ROOT/"nbs").rglob("*.md"), ROOT/"README.md"]
 
 
-def lines(functions):
-    "Lines of code in the bodies of functions, by name."
-    found = {}
-    for module, names in functions.items():
-        source = (Path(__file__).parent.parent/"calibrl"/f"{module}.py").read_text(encoding="utf-8")
-        text = source.splitlines()
-        for node in ast.walk(ast.parse(source)):
-            if isinstance(node, (ast.FunctionDef, ast.ClassDef)) and node.name in names:
-                body = node.body[1:] if ast.get_docstring(node) else node.body
-                code = {i for b in body for i in range(b.lineno, b.end_lineno + 1) if (line := text[i-1].strip()) and not line.startswith("#") and "raise " not in line}
-                found[f"{module}.{node.name}"] = 1 + len(code)
-    return found
+def test_a_line_counts_as_the_lines_that_it_fills():
+    text = "@patch\ndef f(a,   # first\n      b):\n    'Say.'\n\n    # why\n    return " + "a + "*60 + "b\n"
+    assert reading.whole(text, ["f"]) == {"f": 6 + 3}       # 252 columns are three lines
+    assert reading.whole(text, ["g"]) == {}
+    assert [reading.height("x"*n) for n in (0, 1, 100, 101, 200, 201)] == [1, 1, 1, 2, 2, 3]
 
 
-def test_a_step_is_read_in_four_files_and_150_lines():
-    step, behind = lines(STEP), lines(BEHIND)
-    print(f"a step: {sum(step.values())} lines in {len(STEP)} files; behind contracts: {sum(behind.values())} more", step, behind)
-    assert len(step) == sum(map(len, STEP.values())) and len(behind) == sum(map(len, BEHIND.values()))      # every name was found
-    assert len(STEP) <= 4 and sum(step.values()) <= 150
-    assert sum(step.values()) + sum(behind.values()) <= 260
+def test_every_function_of_a_step_is_found_and_counted():
+    for functions in (reading.STEP, reading.BEHIND):
+        for module, lines in reading.counted(functions).items():
+            assert sorted(lines) == sorted(functions[module])
+    assert reading.total(reading.STEP) > len(sum(reading.STEP.values(), [])) * 3
+
+
+def test_no_function_of_a_step_is_forgotten(monkeypatch):
+    assert reading.unnamed() == set()
+    monkeypatch.setitem(reading.BEHIND, "rollout", ["pack"])
+    assert {"packed", "head_logps", "draw"} <= reading.unnamed()
+
+
+def test_a_step_stays_within_four_files():
+    together = reading.total(reading.STEP) + reading.total(reading.BEHIND)
+    assert len(reading.STEP) == 4 and reading.BEHIND.keys() <= reading.STEP.keys()
+    assert together <= 760, f"{together} lines: what a reader of a step must read grows"
+
+
+def said(path):
+    "The text of a page, code and outputs apart."
+    text = path.read_text(encoding="utf-8")
+    if path.suffix == ".md": return text
+    cells = json.loads(text)["cells"]
+    return "\n".join("".join(c["source"]) for c in cells if c["cell_type"] == "markdown")
+
+
+def test_no_page_promises_fewer_lines_than_there_are():
+    together = reading.total(reading.STEP)
+    for path in PAGES:
+        for n in re.findall(r"(?:fewer|less) than (\d+) lines", said(path)):
+            assert int(n) > together, f"{path.name}: {n} lines are promised, {together} counted"
