@@ -5,11 +5,11 @@
 # %% auto #0
 __all__ = ['MAY_CHANGE', 'LOGS', 'TRACKERS', 'COMMANDS', 'run_folder', 'other_options', 'find_run', 'lock', 'locked', 'table',
            'tidy', 'read_lines', 'append', 'write_row', 'go_on', 'save_state', 'save_adapter', 'asked_to_stop',
-           'status', 'check_tracker', 'tracking', 'write_report', 'run', 'exam', 'compare_exams', 'compare_by', 'demo',
-           'report', 'train', 'start', 'check_writable', 'claim', 'finish', 'drop_experts', 'join_processes',
-           'leave_processes', 'spread_out', 'lost_partner', 'report_run', 'evaluate', 'benchmark_sets', 'eval_folder',
-           'show_figures', 'bench', 'adapter_folder', 'model_path', 'training_problems', 'of_room', 'make_parser',
-           'main', 'versions', 'usage', 'quiet']
+           'status', 'check_tracker', 'tracking', 'write_report', 'run', 'exam', 'compare_exams', 'compare_by',
+           'base_parameters', 'demo', 'report', 'train', 'start', 'check_writable', 'claim', 'finish', 'drop_experts',
+           'join_processes', 'leave_processes', 'spread_out', 'lost_partner', 'report_run', 'evaluate',
+           'benchmark_sets', 'eval_folder', 'show_figures', 'bench', 'adapter_folder', 'model_path',
+           'training_problems', 'of_room', 'make_parser', 'main', 'versions', 'usage', 'quiet']
 
 # %% ../nbs/06_cli.ipynb #cf5c2894
 import argparse, base64, contextlib, importlib.util, inspect, io, json, logging, math, os, shutil, signal, sys, threading, time
@@ -275,6 +275,19 @@ def compare_by(before:list, after:list, by:str)->list:
     b, a = summary(before, by), summary(after, by)
     return [{by: v, "before": b[v]["accuracy"], "after": a[v]["accuracy"], "n": b[v]["n"]} for v in b]
 
+# %% ../nbs/06_cli.ipynb #3f5d3770
+def base_parameters(
+    model,     # with or without an adapter, quantised or not
+)->int:        # as many as its full-precision weights have
+    "Count the parameters of a base model; two that NF4 has packed into a byte are two."
+    total = 0
+    for name, weight in model.named_parameters():
+        if "lora_" in name: continue
+        packed = getattr(weight, "quant_state", None)
+        shape = weight.shape if packed is None else packed.shape
+        total += shape.numel()
+    return total
+
 # %% ../nbs/06_cli.ipynb #3f5d3771
 def demo(out:str=None,            # folder for the results (default: runs/demo, then runs/demo-2, ...)
          quick:bool=False,        # a taste: a few steps on fewer problems
@@ -293,7 +306,10 @@ def demo(out:str=None,            # folder for the results (default: runs/demo, 
     save_config(cfg, out/"config.toml", model="tiny", bits=4, lora_rank=16, data="geometry", **versions())
     test = geometry.problems(size, split="test")
     tests = {"test": test, "hard": geometry.problems(size//3, split="hard"), "blank pictures": [geometry.blind(p) for p in test]}
-    print(f"A {sum(w.numel() for w in policy.model.parameters()):,}-parameter Qwen2.5-VL in 4 bits, {sum(w.numel() for w in policy.trainable):,} trained; {cfg.steps} steps of {cfg.prompts} problems x {cfg.responses} responses, method {cfg.method}.")
+    trained = sum(w.numel() for w in policy.trainable)
+    print(f"A Qwen2.5-VL of {base_parameters(policy.model):,} parameters in 4 bits, {trained:,} more"
+          f" trained; {cfg.steps} steps of {cfg.prompts} problems x {cfg.responses} responses,"
+          f" method {cfg.method}.")
     before = exam(policy, tests, k)
     rows = run(policy, geometry.problems(min(1500, cfg.steps*cfg.prompts), split="train", seed=seed), cfg, out)
     after = exam(policy, tests, k)

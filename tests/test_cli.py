@@ -55,6 +55,10 @@ def test_demo_leaves_everything_to_look_at(tmp_path, capsys):
     assert main(["demo", "--quick", "--steps", "1", "--out", str(tmp_path/"demo")]) == 0
     out = capsys.readouterr().out
     for word in ("before", "after", "test: greedy accuracy", "hard: pass@4", "blank pictures", "Entropy", "report.html", "Next:"): assert word in out
+    from calibrl.geometry import tiny_checkpoint
+    from calibrl.rollout import Policy
+    full = Policy.from_pretrained(tiny_checkpoint(), lora_rank=0).model
+    assert f"of {sum(w.numel() for w in full.parameters()):,} parameters in 4 bits" in out
     assert {"config.toml", "metrics.jsonl", "curves.png", "samples.png", "report.html", "answers.jsonl", "adapter"} <= {p.name for p in (tmp_path/"demo").iterdir()}
     page = (tmp_path/"demo/report.html").read_text()
     assert page.count("data:image/png") >= 5 and "http://" not in page and "https://" not in page
