@@ -187,6 +187,18 @@ def test_every_lower_bound_is_within_the_constraints():
             assert all(need.specifier.contains(v) for v in versions), f"{need} leaves out {versions}"
 
 
+def test_the_package_does_not_say_which_nbdev_is_installed_beside_it():
+    "nbdev 2 needs fastcore 1, nbdev 3 needs fastcore 2: the package itself runs with both."
+    from packaging.requirements import Requirement
+    needs = {need.name: need for need in map(Requirement, CONFIG["requirements"].split())}
+    assert not {"nbdev", "execnb", "ghapi"} & needs.keys()
+    for version in ("1.12.47", "2.2.28", "2.2.41"):
+        assert needs["fastcore"].specifier.contains(version)
+    code = "\n".join(path.read_text(encoding="utf-8") for path in MODULES.values())
+    used = set(re.findall(r"(?:from|import) (fastcore[.\w]*)", code))
+    assert used <= {"fastcore.basics", "fastcore.docments"}      # both are in either series
+
+
 @pytest.fixture(scope="session")
 def wheel(tmp_path_factory):
     "The wheel, built from a copy so that nothing is left in the work tree."
