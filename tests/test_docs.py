@@ -1,5 +1,5 @@
 """The tools that make the README and the site, on small inputs; the site itself when it has been built."""
-import json, sys
+import json, re, sys
 from pathlib import Path
 import pytest
 
@@ -80,6 +80,21 @@ def test_every_chapter_is_in_the_sidebar():
     listed = {line.split("- ")[1].strip() for line in text.splitlines() if line.strip().endswith((".ipynb", ".md"))}
     there = {p.relative_to(ROOT/"nbs").as_posix() for kind in ("ipynb", "md") for p in (ROOT/"nbs").rglob(f"*.{kind}") if ".ipynb_checkpoints" not in p.parts}
     assert listed == there
+
+
+def from_an_index(text):
+    "Places that install the package by its name from an index, which has none of that name."
+    return re.findall(r"pip3? install (?:-\S+ )*['\"]?calibrl\b", text)
+
+
+def test_no_page_installs_from_an_index():
+    assert from_an_index("pip install calibrl") and from_an_index("pip install -U 'calibrl[dev]'")
+    assert not from_an_index("pip install . -c constraints.txt") + from_an_index("pip install -e .")
+    places = [*(ROOT/"nbs/pages").iterdir(), *(ROOT/"nbs/tutorials").glob("*.ipynb"),
+              *ROOT.glob("*.md"), ROOT/"nbs/index.ipynb", ROOT/"constraints.txt",
+              ROOT/"benchmarks/README.md"]
+    wrong = [p.name for p in places if p.is_file() and from_an_index(p.read_text("utf-8"))]
+    assert wrong == []
 
 
 @pytest.mark.skipif(not (ROOT/"_docs/index.html").exists(), reason="the site is not built: make docs")
