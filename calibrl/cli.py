@@ -307,8 +307,8 @@ def demo(out:str=None,            # folder for the results (default: runs/demo, 
     test = geometry.problems(size, split="test")
     tests = {"test": test, "hard": geometry.problems(size//3, split="hard"), "blank pictures": [geometry.blind(p) for p in test]}
     trained = sum(w.numel() for w in policy.trainable)
-    print(f"A Qwen2.5-VL of {base_parameters(policy.model):,} parameters in 4 bits, {trained:,} more"
-          f" trained; {cfg.steps} steps of {cfg.prompts} problems x {cfg.responses} responses,"
+    print(f"A Qwen2.5-VL of {base_parameters(policy.model):,} parameters in 4 bits,"
+          f" {trained:,} more trained; {cfg.steps} steps of {cfg.prompts} problems x {cfg.responses} responses,"
           f" method {cfg.method}.")
     before = exam(policy, tests, k)
     rows = run(policy, geometry.problems(min(1500, cfg.steps*cfg.prompts), split="train", seed=seed), cfg, out)

@@ -10,7 +10,8 @@ PAGES = [*(ROOT/"nbs").rglob("*.ipynb"), *(ROOT/"nbs").rglob("*.md"), ROOT/"READ
 
 
 def test_a_line_counts_as_the_lines_that_it_fills():
-    text = "@patch\ndef f(a,   # first\n      b):\n    'Say.'\n\n    # why\n    return " + "a + "*60 + "b\n"
+    head = "@patch\ndef f(a,   # first\n      b):\n    'Say.'\n\n    # why\n"
+    text = head + "    return " + "a + "*60 + "b\n"
     assert reading.whole(text, ["f"]) == {"f": 6 + 3}       # 252 columns are three lines
     assert reading.whole(text, ["g"]) == {}
     assert [reading.height("x"*n) for n in (0, 1, 100, 101, 200, 201)] == [1, 1, 1, 2, 2, 3]
