@@ -147,7 +147,7 @@ def settings_of(options):
     return dict(bits=options.get("bits") or 16, lora_rank=options["lora_rank"],
                 prompt_tokens=options.get("max_prompt_tokens"), prompts=cfg.prompts,
                 responses=cfg.responses, max_new_tokens=cfg.max_new_tokens,
-                micro_tokens=cfg.micro_tokens)
+                micro_tokens=cfg.micro_tokens, gradient_checkpointing=cfg.gradient_checkpointing)
 
 
 @pytest.mark.parametrize("line", [x for x in LARGE if x.startswith("train ")])

@@ -22,7 +22,8 @@ STEP = {
 BEHIND = {
     "train": ["settled", "share", "micro_batches", "summarize", "make_optimizer"],
     "rollout": ["prefill", "collate", "attention", "_attend", "_rows_over_prefix", "one_token",
-                "pack", "packed", "draw", "_samples", "head_logps", "_FrozenHead", "stack"]}
+                "pack", "packed", "draw", "_samples", "head_logps", "_FrozenHead",
+                "wide_product", "stack"]}
 
 # What else these functions call, and why it is in neither list.
 LEFT_OUT = {
@@ -30,6 +31,8 @@ LEFT_OUT = {
                                                       "decode", "trainable", "tokens"],
     "checks of the input": ["_check_settings", "_checked"],
     "what is logged and looked at": ["_metrics", "look", "sound", "diagnosis"],
+    "the alarm before an update": ["check_agreement"],
+    "memory for time": ["recompute_activations"],
     "other methods than GRPO and CalibRL": ["refill"],
     "several processes": ["add_up", "gathered", "moved", "part_of", "processes", "watched"]}
 BESIDE = "what stands behind `score`: the verifier of `calibrl.tasks`, far longer than the step"
