@@ -4,7 +4,8 @@
 
 # %% ../nbs/00a_tasks.ipynb #c70ed5b0
 from __future__ import annotations
-import cmath, decimal, functools, json, logging, math, os, re, signal, socket, subprocess, sys, threading, time, unicodedata
+import cmath, decimal, functools, json, logging, math, os, re, signal, socket, subprocess, sys
+import threading, time, unicodedata, weakref
 from collections import Counter
 from dataclasses import dataclass, field
 from fractions import Fraction
@@ -1421,7 +1422,8 @@ def _judge_here(g, r):
     return bool(verify(read(g), read(r), strict=True, allow_set_relation_comp=True, timeout_seconds=None))
 
 # %% ../nbs/00a_tasks.ipynb #7b9be92b
-_DEADLINE, _START = 1.0, 60.0 # seconds a verdict may take, seconds the nursery may take to import
+_DEADLINE = 1.0 # seconds of processor time that a verdict may take
+_PATIENCE, _START = 60.0, 300.0 # seconds of the clock: for a verdict, for a worker to be ready
 _MEMORY, _WORKERS = 1 << 30, 4 # bytes of a worker, workers busy at a time
 _log = logging.getLogger("calibrl.tasks")
 
@@ -1439,52 +1441,121 @@ _WARM = ( # what a fresh worker should not meet for the first time
 
 # %% ../nbs/00a_tasks.ipynb #9d53b38a
 def _nursery(fd): # pragma: no cover - runs in a process of its own
-    "Import Math-Verify once, then fork one worker per socket received on `fd`."
+    "Import Math-Verify once, then serve the socket `fd`."
     ctl = socket.socket(fileno=fd)
     import sympy.parsing.sympy_parser as unsafe, math_verify.parser, latex2sympy2_extended.latex2sympy2 as latex
     for module in (unsafe, sys.modules["sympy.parsing"], math_verify.parser, latex): module.parse_expr = _only_numbers
     unsafe.eval_expr = _only_numbers
     for g, r in _WARM: _judge_here(g, r)
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+    _serve(ctl)
+
+def _serve(ctl): # pragma: no cover - runs in a process of its own
+    "Fork a worker (`w`) or another nursery (`n`) for each socket received; end with the caller."
     while True:
-        msg, fds, *_ = socket.recv_fds(ctl, 1, 1)
-        if not msg: os._exit(0)
-        if os.fork() == 0: ctl.close(); _worker(socket.socket(fileno=fds[0]))
+        what, fds, *_ = socket.recv_fds(ctl, 1, 1)
+        if not what: os._exit(0)
+
+        # a process that cannot be forked now is missed by its caller, who asks again
+        try: child = os.fork()
+        except OSError: child = None
+        if child == 0:
+            ctl.close()
+            (_serve if what == b"n" else _worker)(socket.socket(fileno=fds[0]))
         os.close(fds[0])
 
 # %% ../nbs/00a_tasks.ipynb #d0a916a0
 def _worker(conn): # pragma: no cover - runs in a process of its own
-    "Answer requests, one JSON line each, under a memory limit; an alarm ends a worker whose caller is gone."
-    import resource
+    "Answer requests, one JSON line each, under limits of memory and of processor time."
+    import faulthandler, resource
     for what, most in ((resource.RLIMIT_AS, _MEMORY), (resource.RLIMIT_CORE, 0)):
         try: resource.setrlimit(what, (most, most))
         except (ValueError, OSError): pass
+
+    # the timer's signal says so on the socket and ends the process, whatever was inherited
+    signal.signal(signal.SIGPROF, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGPROF])
+    faulthandler.register(signal.SIGPROF, file=conn.fileno(), all_threads=False, chain=True)
+
     f = conn.makefile("rw")
-    print(os.getpid(), file=f, flush=True)
-    for line in f:
-        signal.setitimer(signal.ITIMER_REAL, 5 * _DEADLINE)
-        try: out = _judge_here(*json.loads(line))
-        except Exception as e: out = type(e).__name__ # MemoryError and RecursionError, too
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        print(json.dumps(out), file=f, flush=True)
-    os._exit(0)
+    try:
+        print(os.getpid(), file=f, flush=True)
+        for line in f:
+            *pair, seconds = json.loads(line)
+            if seconds <= 0: signal.raise_signal(signal.SIGPROF)
+            signal.setitimer(signal.ITIMER_PROF, seconds)
+            try: out = _judge_here(*pair)
+            except Exception as e: out = type(e).__name__ # MemoryError and RecursionError, too
+            signal.setitimer(signal.ITIMER_PROF, 0)
+            print(json.dumps(out), file=f, flush=True)
+    finally: os._exit(0) # also where the caller no longer listens
 
 # %% ../nbs/00a_tasks.ipynb #1827d62e
-class _Judges:
-    "Warm workers of this process; safe to use from threads, and after a fork."
-    def __init__(self): self.nursery, self.ctl, self.stats = None, None, Counter(); self.reset()
-    def reset(self): self.lock, self.idle, self.turns = threading.Lock(), [], threading.BoundedSemaphore(min(_WORKERS, os.cpu_count() or 1))
+class _Nursery:
+    "The way to the process that forks workers, this process's own."
+    def __init__(self):
+        self.nursery, self.ctl, self.elder = None, None, None
+        self.open = weakref.WeakSet()
+
+    def pair(self):
+        "Two connected sockets; a forked child will know that the first is not its own."
+        mine, theirs = socket.socketpair()
+        self.open.add(mine)
+        return mine, theirs
 
     def start(self):
-        "A nursery, by `subprocess`: no fork of this process, no re-import of its main script."
-        self.ctl, theirs = socket.socketpair()
-        here = os.path.dirname(os.path.dirname(os.path.abspath(globals().get("__file__", "../calibrl/tasks.py")))) # no __file__ in a notebook
-        code = f"import sys; sys.path.insert(0, {here!r}); from calibrl.tasks import _nursery; _nursery({theirs.fileno()})"
+        "A nursery: a fork of the parent's, or a process of its own."
+        self.ctl, theirs = self.pair()
+        with theirs:
+            if not self.adopted(theirs): self.spawn(theirs)
+
+    def adopted(self, theirs):
+        "Did the nursery of the process that this one was forked from take the socket?"
+        if self.elder is None: return False
+        try: return bool(socket.send_fds(self.elder, [b"n"], [theirs.fileno()]))
+        except OSError: return False
+        finally:
+            self.elder.close()
+            self.elder = None
+
+    def spawn(self, theirs):
+        "By `subprocess`: no fork of this process, no re-import of its main script."
+        file = globals().get("__file__", "../calibrl/tasks.py") # no __file__ in a notebook
+        here = os.path.dirname(os.path.dirname(os.path.abspath(file)))
+        code = (f"import sys; sys.path.insert(0, {here!r}); from calibrl.tasks import _nursery; "
+            f"_nursery({theirs.fileno()})")
         env = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
         none = subprocess.DEVNULL
-        self.nursery = subprocess.Popen([sys.executable, "-c", code], pass_fds=[theirs.fileno()], stdin=none, stdout=none, stderr=none,
-            start_new_session=True, env=env)
-        theirs.close()
+        self.nursery = subprocess.Popen([sys.executable, "-c", code], env=env, stdin=none,
+            stdout=none, stderr=none, start_new_session=True, pass_fds=[theirs.fileno()])
+
+# %% ../nbs/00a_tasks.ipynb #1c7e93fb
+class _Judges(_Nursery):
+    "Warm workers of this process; safe to use from threads, and after a fork."
+    def __init__(self):
+        super().__init__()
+        self.stats, self.lock = Counter(), threading.Lock()
+        self.reset()
+
+    def reset(self):
+        "Nobody is idle, nobody has a turn."
+        self.idle = []
+        self.turns = threading.BoundedSemaphore(min(_WORKERS, os.cpu_count() or 1))
+
+    def forked(self):
+        "In a forked child: let go what is the parent's, but for the line to its nursery."
+        if self.ctl is not None: self.ctl, self.elder = None, self.ctl
+        for conn in list(self.open):
+            if conn is not self.elder: conn.close()
+        self.reset()
+        self.lock.release() # taken before the fork
+
+    def stop(self):
+        "Let the nursery and whoever is idle go: they end when their sockets close."
+        with self.lock:
+            for conn, _ in self.idle: conn.close()
+            if self.ctl is not None: self.ctl.close()
+            self.idle, self.ctl = [], None
 
     def warm(self):
         "Start the nursery without waiting for it."
@@ -1495,29 +1566,26 @@ class _Judges:
         "(socket, process id) of an idle or a new worker."
         with self.lock:
             if self.idle: return self.idle.pop()
-            mine, theirs = socket.socketpair()
-            for attempt in (0, 1):
-                try:
-                    if self.ctl is None: self.start()
-                    socket.send_fds(self.ctl, [b"w"], [theirs.fileno()]); break
-                except OSError: # the nursery is gone
-                    self.ctl = None
-                    if attempt: raise
-            theirs.close()
-        return mine, int(_line(mine, _START))
+            if self.ctl is None: self.start()
+            mine, theirs = self.pair()
+            with theirs: socket.send_fds(self.ctl, [b"w"], [theirs.fileno()])
+        try: return mine, int(_line(mine, _START))
+        except BaseException:
+            mine.close()
+            raise
 
 # %% ../nbs/00a_tasks.ipynb #0616ce8c
 def _line(conn, seconds):
     "One line from a socket before the deadline; EOFError at its end."
     end, got = time.monotonic() + seconds, b""
-    while not got.endswith(b"\n"):
+    while b"\n" not in got:
         left = end - time.monotonic()
         if left <= 0: raise socket.timeout
         conn.settimeout(left)
         part = conn.recv(4096)
         if not part: raise EOFError("worker ended")
         got += part
-    return got
+    return got[:got.index(b"\n") + 1]
 
 # %% ../nbs/00a_tasks.ipynb #88448326
 def _ask(self, g, r):
@@ -1525,37 +1593,74 @@ def _ask(self, g, r):
     with self.turns: return self.ask_now(g, r)
 
 # %% ../nbs/00a_tasks.ipynb #06cc5333
-def _ask_now(self, g, r):
-    "(verdict, how) from a worker within the deadline; a cold start counts, but leaves at least half a second."
+def _request(conn, g, r):
+    "(verdict, name of an error, `killed` or `died`; may another worker do better?)"
     begin = time.monotonic()
-    for attempt in (0, 1):
+    try:
+        conn.settimeout(_PATIENCE)
+        conn.sendall(json.dumps([g, r, _DEADLINE]).encode() + b"\n")
+        line = _line(conn, _PATIENCE)
+    except socket.timeout: return "killed", True
+    except (OSError, EOFError): return "died", True
+    try: return json.loads(line), False
+    except ValueError: return "killed", time.monotonic() - begin > 3 * _DEADLINE # its timer's line
+
+# %% ../nbs/00a_tasks.ipynb #c7d15f38
+def _ask_now(self, g, r):
+    "(verdict, how) from a worker, or from a second one where the first says nothing of the answer."
+    for last in (False, True):
         try: conn, pid = self.worker()
         except (OSError, EOFError, ValueError) as e:
-            self.stats["unavailable"] += 1; self.ctl = None
-            _log.error("the Math-Verify worker does not start (%s): answers outside the grammar count as wrong; check that math-verify is installed", e)
-            return False, "judge: unavailable"
-        try:
-            conn.sendall(json.dumps([g, r]).encode() + b"\n")
-            spent = time.monotonic() - begin # next to nothing, except at a cold start
-            out = json.loads(_line(conn, min(_DEADLINE, max(.5, 1.5 - spent))))
-        except socket.timeout:
-            try: os.kill(pid, signal.SIGKILL)
-            except OSError: pass
-            conn.close(); self.stats["killed"] += 1
-            _log.warning("verifier killed after %g s on %.80r (truth %.80r)", _DEADLINE, r, g)
-            return False, f"judge: killed after {_DEADLINE:g} s"
-        except (OSError, EOFError, ValueError): # it died, perhaps long ago: once more
-            conn.close(); self.stats["died"] += 1
+            self.stop()
+            if last: return self.no_worker(e)
             continue
-        with self.lock: self.idle.append((conn, pid))
-        return (out, "judge: Math-Verify") if isinstance(out, bool) else (False, f"judge: {out}")
-    _log.warning("verifier died twice on %.80r (truth %.80r)", r, g)
-    return False, "judge: died"
+        out, again = _request(conn, g, r)
+
+        # the worker is free again
+        if out not in ("killed", "died"):
+            with self.lock: self.idle.append((conn, pid))
+            return (out, "judge: Math-Verify") if out in (True, False) else (False, f"judge: {out}")
+
+        # or it is gone
+        self.dismiss(conn, pid, out)
+        if last or not again: break
+    return self.no_verdict(out, g, r)
+
+# %% ../nbs/00a_tasks.ipynb #37f0c2d9
+def _dismiss(self, conn, pid, why):
+    "Make sure that a worker is gone; of one that died, the idle ones may share the fate."
+    if why == "killed":
+        try: os.kill(pid, signal.SIGKILL)
+        except OSError: pass
+    conn.close()
+    if why == "died":
+        self.stats["died"] += 1
+        with self.lock:
+            for other, _ in self.idle: other.close()
+            self.idle = []
+
+def _no_worker(self, error):
+    "(False, how) where no worker starts, with an error in the log."
+    self.stats["unavailable"] += 1
+    _log.error("the Math-Verify worker does not start (%s): answers outside the grammar count as "
+        "wrong; check that math-verify is installed", error)
+    return False, "judge: unavailable"
+
+def _no_verdict(self, why, g, r):
+    "(False, how) where a limit was met or two workers died, with a warning in the log."
+    if why == "killed":
+        self.stats["killed"] += 1
+        why = f"killed after {_DEADLINE:g} s"
+    _log.warning("verifier %s on %.80r (truth %.80r)", why, r, g)
+    return False, f"judge: {why}"
 
 # %% ../nbs/00a_tasks.ipynb #d21dd7f8
-_Judges.ask, _Judges.ask_now = _ask, _ask_now
+_Judges.ask, _Judges.ask_now, _Judges.dismiss = _ask, _ask_now, _dismiss
+_Judges.no_worker, _Judges.no_verdict = _no_worker, _no_verdict
 _JUDGES = _Judges()
-if hasattr(os, "register_at_fork"): os.register_at_fork(after_in_child=_JUDGES.reset)
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(before=_JUDGES.lock.acquire, after_in_parent=_JUDGES.lock.release,
+        after_in_child=_JUDGES.forked)
 
 def verifier_stats(
     reset:bool=False, # start counting anew
