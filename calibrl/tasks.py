@@ -81,20 +81,28 @@ class Score:
 # %% ../nbs/00a_tasks.ipynb #d32b752d
 _TAG = re.compile(r"</?(?:think|answer)>")
 
-def _hidden(tags):
-    "Stretches of text inside closed think blocks; each close pairs with the earliest open one."
+def _hidden(tags, end=0):
+    "Stretches of text inside think blocks, a block that never closes included."
+    # each close pairs with the earliest open one
     opens, spans, k = [a for t, a, _ in tags if t == "<think>"], [], 0
     for t, _, b in tags:
         if t == "</think>" and k < len(opens) and opens[k] < b:
             if spans and opens[k] < spans[-1][1]: spans[-1] = (spans[-1][0], b)
             else: spans.append((opens[k], b))
             k += 1
+
+    # never closed: a draft, unless the text ends with its answer
+    shown = spans[-1][1] if spans else 0
+    start = next((a for a in opens[k:] if a >= shown), end)
+    last, _, stop = tags[-1]
+    if start < end and (last, stop) != ("</answer>", end): spans.append((start, end))
     return spans
 
 # %% ../nbs/00a_tasks.ipynb #2e516835
 def _blocks(text, tags):
     "Texts between visible answer tags, or None when one opens inside another."
-    spans, j, start, out = _hidden(tags), 0, None, []
+    spans = _hidden(tags, len(text.rstrip()))
+    j, start, out = 0, None, []
     for t, a, b in tags:
         while j < len(spans) and spans[j][1] <= a: j += 1
         if "think" in t or (j < len(spans) and spans[j][0] <= a): continue
