@@ -447,7 +447,11 @@ def _call(p, fn, sub=""):
     if p.take("_"): base = _group(p) if p.at("{") else _atom(p)
     power = (_group(p) if p.at("{") else _atom(p)) if p.take("^") else None
     p.inside += 1
-    if p.at("(", "{", "|"): a = _factor(p) if not p.at("{") else _group(p)
+    if p.at("(", "[", "❴"): # f(x)^2 is the square of f(x), f x^2 is f(x^2)
+        op = p.peek()[1]
+        a = _group(p, op, _CLOSE[_OPEN.index(op)])
+        if p.take("°"): a = ("*", a, ("c", "°"))
+    elif p.at("{", "|"): a = _factor(p) if not p.at("{") else _group(p)
     else:
         a = _factor(p)
         while p.peek()[0] == "w" and p.peek()[1] not in _FUNCS: a = ("*", a, _factor(p))
@@ -1065,9 +1069,17 @@ def _same_ratio(g, r):
         if len(a) == 2 and len(b) == 1: a, b = [_two("/", *a)], b
         elif len(b) == 2 and len(a) == 1: b = [_two("/", *b)]
         if len(a) == len(b) == 1: return _dec(a[0]) == _dec(b[0])
-        cross = [_two("-", _two("*", a[0], y), _two("*", x, b[0])) for x, y in zip(a, b)]
-        if len(a) == len(b) > 1 and a[0] and b[0] and all(abs(_dec(c)) < _TINY for c in cross): return True
+        if len(a) == len(b) > 1 and _proportions(a, b): return True
     return False
+
+def _proportions(a, b):
+    "Is a : b : c the same as d : e : f? With a single part that is not zero, 3:0 is only 3:0."
+    zero = [[not v for v in side] for side in (a, b)]
+    if zero[0] != zero[1]: return False
+    first = zero[0].index(False) if False in zero[0] else 0
+    if zero[0].count(False) < 2: return all(_dec(x) == _dec(y) for x, y in zip(a, b))
+    cross = [_two("-", _two("*", a[first], y), _two("*", x, b[first])) for x, y in zip(a, b)]
+    return all(abs(_dec(c)) < _TINY for c in cross)
 
 # %% ../nbs/00a_tasks.ipynb #9f3bc294
 def _same_relation(g, r):

@@ -152,6 +152,25 @@ CASES = {
 ],
 }
 
+CASES.update({
+"powers of calls": [
+    (r"\ln(2)^2", r"(\ln 2)^2", True), (r"\ln(2)^2", r"\ln^2 2", True),
+    (r"\ln(2)^2", r"2\ln 2", False), (r"2\ln 2", r"\ln(2)^2", False), (r"2\ln 2", r"\ln 2^2", True),
+    (r"2\ln 2", r"\ln(2^2)", True), (r"\ln\left(2\right)^2", r"2\ln 2", False),
+    (r"\ln[2]^2", r"2\ln 2", False), (r"\sin^2 x", "sin(x)^2", True),
+    ("sin(x)^2", r"\sin^2 x", True),
+    (r"\sin(x)^2", r"\sin x^2", False), (r"\sin^2 x", "sin(x^2)", False),
+    (r"\sin x^2", r"\sin(x^2)", True), (r"\sin(30°)^2", "1/4", True), (r"\log_2(8)^2", "9", True),
+    (r"\log_2(8)^2", "6", False), (r"\cos(2x)^2+1", r"1+\cos^2(2x)", True),
+    (r"\exp(x)^2", "e^{2x}", True), (r"\exp(3)^2", "e^9", False),
+],
+"ratios with a zero": [
+    ("3:0", "3 : 0", True), ("3:0", "4:0", False), ("3:0", "1:0", False), ("3:0", "0:3", False),
+    ("0:3", "0:4", False), ("3:0:0", "4:0:0", False), ("2:0:1", "4:0:2", True),
+    ("2:0:1", "4:0:1", False), ("0:1:2", "0:2:4", True),
+],
+})
+
 _L = ["12 cm", "14 cm", "16 cm", "18 cm"]
 _T = ["isosceles", "equilateral", "scalene", "right"]
 CHOICES = {
