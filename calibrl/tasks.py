@@ -1046,6 +1046,7 @@ def _same(
     if kind == "rel" and g[1][0][0] == "label" and len(g[1]) == 2:
         a, b = _name_of(g[1][0]), (_readings(r)[0] or ("",))[-1] # ∠A = 60° is not ∠B = 60°
         return not (a.isupper() and b.isupper() and a != b) and _same(g[1][1], r)
+    if kind == "labels": return _same_labels(g, r)
     if kind == "named":
         names, forms = _readings(r)
         return (not names or names[-1] in (g[1], "label")) and any(_same(g[2], x) for x in forms)
@@ -1184,14 +1185,17 @@ _LEAD = re.compile("(?:(?:" + "|".join([ # what may open an answer
     "(?:it|this|that|which) (?:has|takes|gives|would be|will be|will take)|there (?:are|is|were|will be)",
     "(?:the |my |our )?(?:(?:final|correct|right|best|exact) )*(?:answer|result|solution)(?: here)?(?: is)?|ans\\.?",
     "(?:the )?(?:point|vertex|coordinates|(?:ordered )?pair|interval|set|ratio|value|number|equation)(?: (?:is|are))?",
-    ]) + r")\b\s*[,:=]*|答案[是为:]+|[≈=:,]|(?:the|an) (?=[a-z\d])|(?-i:a) (?=[a-z]{2}|\d))\s*", re.I)
+    ]) + r")\b\s*[,:=]*|(?:所以|因此|综上|最终|故),?|(?:答案?|解)[是为:]+|[≈=:,]"
+    r"|(?:the|an) (?=[a-z\d])|(?-i:a) (?=[a-z]{2}|\d))\s*", re.I)
 _TAIL = re.compile("|".join([ # what may close one
     r",? (?:is|are) (?:the |my )?(?:(?:final|correct|right) )*(?:answer|result|solution|option|choice|one|correct|right)\.?$",
     r"(?<=[\d)}]) (?:is|are) (?:the|my) [A-Za-z ]{1,40}$",
-    r",? (?:in total|altogether|in all|in length|in area|long|wide|tall|high|away|old|as (?:the |my )?(?:final )?answer)$"]), re.I)
+    r",? (?:in total|altogether|in all|in length|in area|long|wide|tall|high|away|old)$",
+    r",? as (?:the |my )?(?:final )?answer$", "选项$"]), re.I)
 _COPULA = re.compile("|".join([ # where a sentence turns to its answer
     r"\b(?:is|are|equals|equal to|be|was|were|gives|gets?|becomes|measures|has (?:the |a )?solutions?)\b", r"(?<=[A-Za-z)]):(?= )",
     r"\b(?:length|area|perimeter|volume|measure|radius|diameter|height|width|value|size|side)(?: of)?(?= [-\d.√(\\])"]))
+_NAMED = re.compile(r"[A-Za-z)]:(?= )") # a label before its value
 _VERB = re.compile(r"\b(?:is|are|equals|equal to|was|were|gives|gets?|becomes|measures)\b|=")
 _WHY = re.compile(r"[,.;]? \(?(?:because|since) |, which ", re.I)
 _THEN = re.compile(r", (?:and )?(?:so|then|thus|therefore|hence|giving|which gives) ", re.I)
@@ -1202,6 +1206,7 @@ _GIVEN = re.compile(r"(?:since|because|given|as|if|when|with|for|using|by|from)\
 def _plain_prefix(s):
     "May this stand before the answer of a sentence?"
     if _doubtful(_words_of(s), _DOUBTS) or any(c in s for c in ";?!") or ". " in s or not any(c.isalpha() for c in s): return False
+    if _NAMED.search(s) and re.search(r"[\d,;]|\band\b", s): return False # one of several values
     return not (any(c.isdigit() for c in s) and _VERB.search(s)) or bool(_GIVEN.match(s))
 
 # %% ../nbs/00a_tasks.ipynb #c981d11e
@@ -1329,9 +1334,11 @@ def _yes_no(g, r):
     return False
 
 # %% ../nbs/00a_tasks.ipynb #45c7007c
-_CHOICE = re.compile(r"(?:the )?(?:(?:correct|right|best|final) )*(?:option|choice|answer|letter|point)\s*:?\s*", re.I)
+_CHOICE = re.compile(r"(?:(?:答案)?[应故]?选[项择]?|(?:the )?(?:(?:correct|right|best|final) )*"
+    r"(?:option|choice|answer|letter|point))\s*:?\s*", re.I)
 _ONE = re.compile(r"[(\[❴{]?\s*([A-Za-z])\s*[)\]❵}]?\s*[.:)]?")
 _LETTER_TEXT = re.compile(r"(?:[(\[]\s*([A-Za-z])\s*[)\]]\s*[.:,=-]?|([A-Za-z])\s*[.:),=-]|([A-Z])(?=\s))\s*(\S.*)", re.S)
+_PRINTED = re.compile(r"[(\[]|[A-Za-z]\s*[.:)]") # as a choice is printed
 _TEXT_LETTER = re.compile(r"(.*\S)\s*[(\[]([A-Za-z])[)\]]", re.S)
 
 def _letters(s):
@@ -1360,6 +1367,8 @@ def _pick(
     for m, letter, text in ((m, m[1] or m[2] or m[3], m[4]) for m in [_LETTER_TEXT.fullmatch(s)] if m):
         k = ord(letter.upper()) - 65
         text = _peel(text[1:-1] if text[0] == "(" and text[-1] == ")" and ")" not in text[:-1] else text)
+        other = _ONE.fullmatch(text) # C, E may be two choices
+        if other and ord(other[1].upper()) - 65 < len(options) and not _PRINTED.match(s): continue
         if k < len(options) and _which(text, options) == k: return letter.upper()
     s = re.sub(r"\(?(?:is )?(?:option|choice) \(?([A-Za-z])\)?$", r"(\1)", s)
     m = _TEXT_LETTER.fullmatch(s)
@@ -1371,7 +1380,8 @@ def _pick(
 def _key(g, options):
     "Letter of the truth: named as a letter, a letter with text, or the option's text; None for a free answer."
     m = _ONE.fullmatch(g)
-    if m and ord(m[1].upper()) - 65 < len(options) and g not in options: return m[1].upper()
+    named = m and ord(m[1].upper()) - 65 < len(options) # also where choices are letters
+    if named and (m[1].isupper() or g not in options): return m[1].upper()
     k = _which(g, options)
     if k is not None: return chr(65 + k)
     if m and m[1].isupper(): return m[1]
@@ -1690,6 +1700,56 @@ def verifier_stats(
     if reset: _JUDGES.stats.clear()
     return out
 
+# %% ../nbs/00a_tasks.ipynb #4d81b6f0
+_LABEL = re.compile(r"\s*(?:the )?([A-Za-z][A-Za-z' -]*[A-Za-z])\s*"
+    r"(?::|=|\b(?:is|are)\b)\s*(?=\S)", re.I)
+
+def _label(s, start=0):
+    "Match of a label with a word of three letters or more: `AB:CD` is a ratio."
+    m = _LABEL.match(s, start)
+    return m if m and any(len(w) > 2 for w in m[1].split()) else None
+
+def _labelled(s):
+    "`('labels', ((label, form), ...))` of a text with two or more labelled values, else None."
+    marks, depth = [(0, 0)], 0
+    for m in re.finditer(r"[,;]?\s*\band\b|[,;]|[(\[{❴〈]|[)\]}❵〉]", s):
+        if m[0] in _OPEN: depth += 1
+        elif m[0] in _CLOSE: depth -= 1
+        elif not depth and _label(s, m.end()): marks.append((m.start(), m.end()))
+
+    # each part from its label to the next one's separator
+    ends = [end for end, _ in marks[1:]] + [len(s)]
+    parts = [(_label(s, start), end) for (_, start), end in zip(marks, ends)]
+    if len(parts) < 2 or not all(m for m, _ in parts): return None
+    try: found = [(tuple(_plain(m[1])), _form(_lex(s[m.end():end]))) for m, end in parts]
+    except _MATHS: return None
+    return ("labels", tuple(found)) if len(dict(found)) == len(found) else None
+
+# %% ../nbs/00a_tasks.ipynb #d5c8a371
+def _same_labels(g, r):
+    "Every labelled value once, under its own label."
+    if r[0] == "labels":
+        got = dict(r[1])
+        return len(got) == len(g[1]) and all(k in got and _same(x, got[k]) for k, x in g[1])
+    if r[0] != "list" or "or" in r[2] or len(r[1]) != len(g[1]): return False
+    bare = all(x[0] in ("value", "tuple", "set", "union") for x in r[1])
+    return bare and all(_same(x, y) for (_, x), y in zip(g[1], r[1]))
+
+# %% ../nbs/00a_tasks.ipynb #f8240d9b
+_ENDING = re.compile(r"(?:\s*(?:\b(?:is|are|equals|equal to|was|were|gives)|[:=]))+\s*$")
+_TOLD = re.compile(r"\b(?:answer|result|solution)$|, (?:so|thus|then|therefore|hence)$", re.I)
+_ABOUT = re.compile(r"\b(?:of|from|between|with|in|if|for|when|since|because|given|by|at)\b", re.I)
+
+def _cores(s):
+    "Candidate readings of a truth, the whole first: only words without a value leave its front."
+    for x in _tails(s):
+        front = _ENDING.sub("", s[:max(s.rfind(x), 0)].strip())
+
+        # another verb or label has a value of its own, and so has a number that is not a given one
+        value = _VERB.search(front) or _NAMED.search(front + " ")
+        several = re.search(r"[,;]|\band\b|\bor\b", front) and re.search(r"[\d(\[❴]", front)
+        if _TOLD.search(front) or not (value or several and not _ABOUT.search(front)): yield x
+
 # %% ../nbs/00a_tasks.ipynb #6211854c
 @functools.lru_cache(8192)
 def _truth(
@@ -1705,16 +1765,22 @@ def _truth(
     if _letters(g) and all(x.isupper() for x in _letters(g)) and "(" not in g: return g, "letters", None
     if re.fullmatch(r"[A-Za-z]{2,}", g) and g.lower() not in ("pi", "infinity", "inf") and not _digits(g).isdigit(): return g, "words", None
     if re.fullmatch(r"(?:[A-Z][a-z]?(?:_?\{?\d+\}?)?){2,}", g) and re.search(r"\d", g): return g, "words", None # H2O
-    for s in _tails(_digits(g)):
+    if labels := _labelled(_digits(g)): return g, "form", labels
+    for s in _cores(_digits(g)):
         try: return g, "form", _form(_lex(s))
         except _MATHS: pass
     return g, "latex" if "\\" in g else "words", None
 
 # %% ../nbs/00a_tasks.ipynb #864954c6
+def _same_tokens(a, b):
+    "The same text but for spaces that mean nothing."
+    try: return _lex(a) == _lex(b)
+    except _Unreadable: return False
+
 def _free(g, r):
     "(correct, how) of a cleaned free answer; how is '' where the grammar cannot tell."
     text, kind, form = _truth(g)
-    if r == text: return True, "rules: same text"
+    if r in (g, text): return True, "rules: same text"
     if kind == "letter": return _letter(text, r), "rules: letter"
     if kind == "letters": return any((sorted(s) if re.fullmatch("[A-Z]{2,}", s) else _letters(s)) == _letters(text) for s in _tails(r)), "rules: letters"
     if kind == "yes/no": return _yes_no(text, r), "rules: yes/no"
@@ -1724,9 +1790,12 @@ def _free(g, r):
     if _doubtful(_words_of(r), doubts): return False, "rules: hedge"
     if re.fullmatch(r"\d{1,3}(,\d{3})+", text) and re.search(r", |and", r) and "(" not in r:
         form = _form(_lex(text.replace(",", ", "))) # 100,200 answered by 100, 200
+    if form and _same_tokens(text, r): return True, f"rules: {form[0]}"
     seen = False
     for s in _tails(_digits(r)) if form else ():
-        try: same = _same(form, _form(_lex(s)))
+        if form[0] == "list" and re.fullmatch(r"\d{1,3}(,\d{3})+", s): # 88,158,110
+            s = s.replace(",", ", ")
+        try: same = _same(form, form[0] == "labels" and _labelled(s) or _form(_lex(s)))
         except _MATHS: continue
         if same: return True, f"rules: {form[0]}"
         seen = seen or same is not None

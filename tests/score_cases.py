@@ -152,7 +152,31 @@ CASES = {
 ],
 }
 
+_PAIR = "domain: [-4,4] and range: [0,2]"
 CASES.update({
+"labelled parts": [
+    (_PAIR, _PAIR, True), (_PAIR, "domain = [-4, 4], range = [0, 2]", True),
+    (_PAIR, "range: [0,2]; domain: [-4,4]", True), (_PAIR, "[-4,4] and [0,2]", True),
+    (_PAIR, "The domain is [-4,4] and the range is [0,2].", True), (_PAIR, "[0,2]", False),
+    (_PAIR, "range: [0,2]", False), (_PAIR, "domain: [9,9] and range: [0,2]", False),
+    (_PAIR, "domain: [0,2] and range: [-4,4]", False), (_PAIR, "[0,2] and [-4,4]", False),
+    (_PAIR, "domain: [-4,4]", False), (_PAIR, "range: [-4,4] and range: [0,2]", False),
+    (_PAIR, "domain: [-4,4] and range: [0,2] or [0,3]", False),
+    (_PAIR, "domain: [-4,4] and range: [0,2], range: [0,3]", False),
+    ("radius: 1, center: (2,3)", "center: (2,3), radius: 1", True),
+    ("radius: 1, center: (2,3)", "center: (2,3)", False),
+    ("radius: 1, center: (2,3)", "(2,3)", False), ("radius: 1, center: (2,3)", "1", False),
+    ("mean: 5, median: 6, mode: 7", "mode 7", False), ("mean: 5, median: 6, mode: 7", "7", False),
+    ("mean: 5, median: 6, mode: 7", "mode: 7, mean: 5, median: 6", True),
+    ("Alice: 3, Bob: 5", "Bob: 5, Alice: 3", True), ("Alice: 3, Bob: 5", "Bob: 3, Alice: 5", False),
+    ("area: 1,234, perimeter: 5", "perimeter: 5, area: 1234", True),
+    ("length 5 cm and width 3 cm", "3 cm", False), ("Part A: 5, Part B: 7", "7", False),
+    ("x-intercept: (2,0), y-intercept: (0,3)", "(0,3)", False),
+    ("The area is 24 and the perimeter is 20", "20", False), ("The area is 24", "24", True),
+    ("Solution is: $k=4$", "k=4", True), ("Solution is: $k=4$", "k=5", False),
+    ("7", "first: 5, second: 7", False), ("7", "A: 5, B: 7", False), ("7", "apples: 7", True),
+    ("[0,2]", _PAIR, False), ("7", "radius: 5 and height: 7", False),
+],
 "powers of calls": [
     (r"\ln(2)^2", r"(\ln 2)^2", True), (r"\ln(2)^2", r"\ln^2 2", True),
     (r"\ln(2)^2", r"2\ln 2", False), (r"2\ln 2", r"\ln(2)^2", False), (r"2\ln 2", r"\ln 2^2", True),
@@ -173,6 +197,8 @@ CASES.update({
 
 _L = ["12 cm", "14 cm", "16 cm", "18 cm"]
 _T = ["isosceles", "equilateral", "scalene", "right"]
+_FDBI = ["F", "D", "B", "I", "No correct answer"]
+_BDEAC = ["B", "D", "E", "A", "C"]
 CHOICES = {
 "choices": [
     ("B", "B", True, _L), ("B", "(B)", True, _L), ("B", "B.", True, _L), ("B", "B)", True, _L), ("B", "B. 14 cm", True, _L), ("B", "(B) 14 cm", True, _L), ("B", "B: 14 cm", True, _L), ("B", "14 cm", True, _L), ("B", "14", True, _L), ("B", "B. 16 cm", False, _L), ("B", "C. 14 cm", False, _L), ("B", "16 cm", False, _L), ("B", "A", False, _L), ("B", "b", True, _L), ("B", "(b)", True, _L), ("B", "Option B", True, _L), ("B", "The answer is B", True, _L), ("B", "The correct answer is (B) 14 cm.", True, _L), ("B", "Answer: B", True, _L), ("B", "**B**", True, _L), ("B", r"\boxed{B}", True, _L), ("B", r"\text{B}", True, _L), ("B", r"\text{B. } 14\text{ cm}", True, _L), ("B", "14 cm (B)", True, _L), ("B", "B is correct", True, _L), ("B", "Ball", False, _L), ("B", "BCD", False, _L), ("B", "AB", False, _L), ("B", "A, B", False, _L), ("B", "A or B", False, _L), ("B", "A B C D", False, _L), ("B", "A. 12 cm B. 14 cm C. 16 cm D. 18 cm", False, _L), ("B", "12 cm, 14 cm, 16 cm, 18 cm", False, _L), ("B", "not A", False, _L), ("B", "not B", False, _L), ("B", "B or C", False, _L), ("B", "E", False, _L), ("B", "", False, _L), ("B", "14 m", False, _L), ("B", "140 mm", True, _L), ("B", "15", False, _L), ("B", "B, because 14 = 2*7", True, _L),
@@ -187,6 +213,16 @@ CHOICES = {
 ],
 "several letters": [
     ("A, C", "A, C", True, _L), ("A, C", "A,C", True, _L), ("A, C", "C, A", True, _L), ("A, C", "AC", True, _L), ("AC", "A, C", True, _L), ("AC", "A and C", True, _L), ("A, C", "A", False, _L), ("A, C", "A, B, C", False, _L), ("A, C", "ABCD", False, _L), ("A, C", "A or C", False, _L), ("A, C", "(A) and (C)", True, _L), ("A, C", "The answer is A, C.", True, _L), ("A, C", "A; C", True, _L), ("A, C", "B, D", False, _L), ("A, C", "A, C, D", False, _L), ("A,B,C", "A, B and C", True, _L), ("A, C", "A & C", True, _L), ("A, C", "[A, C]", True, _L), ("A, C", "a, c", True, _L), ("A, C", "not B, D", False, _L), ("A, C", "all", False, _L), ("A, C", "(A)(C)", True, _L),
+],
+"letters as choices": [
+    ("D", "D", True, _FDBI), ("D", "(D)", True, _FDBI), ("D", "D. I", True, _FDBI),
+    ("D", "I", True, _FDBI), ("D", "B", False, _FDBI), ("D", "B. D", False, _FDBI),
+    ("D", "D or I", False, _FDBI), ("F", "A", True, _FDBI), ("F", "F", True, _FDBI),
+    ("C", "C", True, _BDEAC), ("C", "E", False, _BDEAC), ("C", "C. E", True, _BDEAC),
+    ("C", "E. C", False, _BDEAC), ("C", "C, E", False, _BDEAC), ("C", "C and E", False, _BDEAC),
+    ("C", "C E", False, _BDEAC), ("C", "D", False, ["L", "R", "1/C", "C"]),
+    ("C", "C", True, ["L", "R", "1/C", "C"]), ("c", "c", True, ["d", "c", "b", "a"]),
+    ("D", "选D", True, ["12", "14", "16", "18"]), ("D", "选C", False, ["12", "14", "16", "18"]),
 ],
 }
 
