@@ -141,6 +141,13 @@ _CHARS = str.maketrans({**dict.fromkeys("×⋅·∙∗•✕", "*"), **dict.from
 
 def _vulgar(m): return r"\frac{%s}{%s}" % tuple(unicodedata.normalize("NFKC", m[0]).split("\u2044"))
 
+_HAN = dict(zip("毫米 厘米 分米 千米 公里 米 毫升 升 千克 公斤 克 吨 秒 分钟 小时 天 岁 元 个".split(),
+    "mm cm dm km km m mL L kg kg g t s min h day year yuan units".split())) # Chinese units
+_HAN |= {"平方" + k: v + "^2" for k, v in _HAN.items() if k[-1] in "米里"} | {"度": "°"}
+_HAN |= {"立方" + k: v + "^3" for k, v in _HAN.items() if k in ("毫米", "厘米", "分米", "米")}
+_HANS = "|".join(sorted(_HAN, key=len, reverse=True))
+_HANS = re.compile(rf"(?<=[\d)}}π]) ?({_HANS})(?![\u4e00-\u9fff])") # after a number only
+
 # %% ../nbs/00a_tasks.ipynb #c6d28bcf
 def _unicode(
     s:str, # any text
@@ -151,6 +158,7 @@ def _unicode(
         s = _SUBS.sub(lambda m: "_{" + "".join(map(_SUB.get, m[0])) + "}", s)
         s = _VULGAR.sub(_vulgar, s).translate(_CHARS)
         s = unicodedata.normalize("NFKC", s).translate(_CHARS)
+        s = _HANS.sub(lambda m: f" {_HAN[m[1]]}", s).replace(" °", "°")
         s = "".join(c for c in s if unicodedata.category(c) != "Cf")
         if any(unicodedata.category(c) in ("Cs", "Co", "Cn") for c in s): return None
     s = " ".join(s.split())
@@ -171,14 +179,19 @@ _CMDS.update(zip("""alpha beta gamma delta epsilon varepsilon theta lambda mu rh
 _CMD = re.compile(r"\\([A-Za-z]+) ?")
 
 # %% ../nbs/00a_tasks.ipynb #8464e9ec
-_WRAP = re.compile(r"\\(?:text(?:bf|it|rm|tt|normal)?|math(?:rm|bf|it|sf|bb|cal)|rm|bf|[mh]box|operatorname|overline|bar|vec|"
-    r"overrightarrow|(?:wide)?hat|boxed|fbox|underline|emph)\*?\s*\{([^{}]*)\}")
+_WRAP = re.compile(r"\\(?:text(?:bf|it|rm|tt|sf|sc|up|normal)?|math(?:rm|bf|it|sf|bb|cal)|rm|bf|"
+    r"[mh]box|operatorname|overline|bar|vec|overrightarrow|(?:wide)?hat|boxed|f(?:rame)?box|"
+    r"underline|emph)\*?\s*\{([^{}]*)\}")
 _LAYOUT = {**dict.fromkeys([r"\,", r"\;", r"\:", r"\ ", r"\(", r"\)", r"\[", r"\]"], " "), r"\!": "", r"\$": "＄", r"\{": "❴", r"\}": "❵",
     r"\|": "∥", **{"\\" + c: c for c in "%_&#."}}
 _LAYOUTS = re.compile(r"\\[,;: !%${}()\[\]|_&#.]")
 _ARC = re.compile(r"(\d+)° ?(\d+)' ?(?:(\d+)(?:\"|''))?") # degrees, minutes, seconds
 _REPEAT = re.compile(r"(\d*\.\d*)\\(?:overline|bar|dot)\s*\{(\d{1,20})\}")
 
+_SET = re.compile(r"\\(?:begin|end)\{(?:align|aligned|equation|gather|gathered|split)\*?\}")
+_THIN = re.compile(r"(?<=\d),\\! ?(?=\d{3}(?!\d))") # 11,\! 111
+_ARRAY = re.compile(r"(?:\\left ?)?[\[(] ?\\begin\{array\} ?(?:\{[^{}]*\})?"
+    r"((?:(?!\\begin|\\end).)*)\\end\{array\} ?(?:\\right ?)?[\])]") # a matrix, too
 _MATRIX = re.compile(r"\\begin\{([pb]?)matrix\}([^{}]*(?:\{[^{}]*\}[^{}]*)*)\\end\{\1matrix\}")
 
 # %% ../nbs/00a_tasks.ipynb #f3cea57d
@@ -205,12 +218,14 @@ def _latex(s):
     "LaTeX commands as single symbols; wrappers, layout and dollar signs gone."
     if "\\" in s:
         s = _REPEAT.sub(r"\1(\2)", s).replace(r"\mathbb{R}", "ℝ")
+        s = _ARRAY.sub(lambda m: r"\begin{pmatrix}" + m[1] + r"\end{pmatrix}", _THIN.sub("{,}", s))
         s = _MATRIX.sub(_rows, s)
+        if _SET.search(s): s = _SET.sub(" ", s).replace("&", "")
         s = re.sub(r"\{\\(?:rm|bf|it) ([^{}]*)\}", r" \1 ", s)
         for _ in range(4): # wrappers inside wrappers
             s, n = _WRAP.subn(lambda m: f" {m[1]} " if m[1].strip() else " ", s)
             if not n: break
-        s = _unbox(s)
+        s = re.sub(r"\\boxed ?(?=\w)", "", _unbox(s))
         s = _LAYOUTS.sub(lambda m: _LAYOUT[m[0]], s)
         s = _CMD.sub(lambda m: _CMDS.get(m[1], m[0]), s)
         s = re.sub(r"\\frac ?([\da-zπ]) ?([\da-zπ])", r"\\frac{\1}{\2}", s) # \frac12
@@ -240,6 +255,15 @@ def _peel(s):
     return s
 
 # %% ../nbs/00a_tasks.ipynb #3eb1e86a
+_LONE = re.compile(r"(^\s*|: ?)\(?([A-Z])\)?[.:)]?\s*\n\s*(?![=<>+*/(-])")
+
+def _lines(s):
+    "Letters one a line as `C, D`; a letter, then its text on the next line, as `C) text`."
+    lines = [line.strip() for line in s.split("\n") if line.strip()]
+    letters = [re.fullmatch(r"\(?([A-Z])\)?[.,]?", line) for line in lines]
+    if len(letters) > 1 and all(letters): return ", ".join(m[1] for m in letters)
+    return _LONE.sub(r"\1\2) ", s, count=1)
+
 def _clean(
     text:str, # answer as written
     limit:int=_MAX_CHARS, # characters
@@ -247,6 +271,7 @@ def _clean(
     "Unicode, LaTeX and wrapping in one spelling."
     s = text if len(text) <= limit else " ".join(text[:1_000_000].split())
     if len(s) > limit: return None
+    if "\n" in s: s = _lines(s)
     s = _unicode(s)
     if s is None: return None
     if "**" in s: s = re.sub(r"\*\*([^*]+)\*\*", r"\1", s) if s.count("**") % 2 == 0 else s
@@ -261,7 +286,8 @@ class _Unreadable(Exception): "The text is outside the grammar, or too big for i
 _TOKEN = re.compile(r"""\s?(?:
   (?P<n>(?:\d{1,3}(?:\{,\}\d{3})+(?!\d)|\d{1,3}(?:,\d{3})+(?!\d|,\d)|\d{1,3}(?:[ ]\d{3})+(?![\d/]|[ ]\d)|\d+)(?:\.\d+|\.(?!\.))?|\.\d+)
     (?P<tail>\(\d{1,20}\)|\.\.\.|[eE][+-]?\d{1,6}(?![A-Za-z\d]))?
- |(?P<w>[kM]?Ω|[A-Za-zμ][A-Za-z]*|[α-ωΓ-Ω])(?P<sub>_(?:\{\s?\w{1,8}\s?\}|\w)|'(?=[\s(=]))?
+ |(?P<w>[kM]?Ω|[A-Za-zμ][A-Za-z]*|[α-ωΓ-Ω])
+    (?P<sub>_(?:\{\s?[△∠]?\s?\w{1,8}\s?\}|\w)|'(?=[\s(=]))?
  |\\(?P<cmd>[A-Za-z]+)\s?
  |(?P<o>\*\*|<=|>=|!=|==|\|\||[-+*/^=<>≤≥≠≈≅∼≡±∪∩∈→⇒!%°'"|,;:()\[\]{}❴❵〈〉⌊⌋⌈⌉√∛∜∞∅∠△∥⊥＄€£¥&_])
 )""", re.X)
@@ -906,9 +932,17 @@ def _joined(p):
     return out
 
 # %% ../nbs/00a_tasks.ipynb #a7422262
+def _points(f):
+    "A set of numbers as intervals of one point each; None for anything else."
+    numbers = f[0] == "set" and all(x[0] == "value" and not (x[2] or _names(x[1])) for x in f[1])
+    if not numbers: return None
+    return [(x, True, x, True) for x in (_calc(v[1]) for v in f[1])], None
+
 def _as_set(f):
     "Union of intervals a form stands for, and its variable; raises `_Unreadable`."
-    if f[0] == "union": parts = [_as_set(x) for x in f[1]]; return _joined([i for s, _ in parts for i in s]), next((v for _, v in parts if v), None)
+    if f[0] == "union":
+        parts = [_points(x) or _as_set(x) for x in f[1]]
+        return _joined([i for s, _ in parts for i in s]), next((v for _, v in parts if v), None)
     if f[0] == "tuple" and len(f[2]) == 2 and f[1] in "([" and f[3] in ")]" and all(x[0] == "value" and not x[2] for x in f[2]):
         lo, hi = (_calc(x[1]) for x in f[2])
         if _dec(lo) >= _dec(hi): raise _Unreadable("not an interval")
@@ -1009,6 +1043,10 @@ def _link(a, op, b):
     return bool(l) and (op == "≈" or l[1] >= 3) and abs(_dec(_calc(a[1])) - _dec(_calc(b[1]))) <= _dec(l[0]) / 2
 
 # %% ../nbs/00a_tasks.ipynb #7ca5f441
+def _is_asked(a, b):
+    "`x^2+y^2 = 13` says 13: two unknowns cannot be the equation to solve. `2x = 10` can."
+    return a[0] == b[0] == "value" and not a[2] and len(_names(a[1])) > 1 and not _names(b[1])
+
 def _readings(
     f, # form of a response
 )->tuple: # (names in front, forms it may stand for)
@@ -1021,6 +1059,7 @@ def _readings(
     while len(sides) > 1 and _is_name(sides[0]) and not _in(sides[0], sides[1:]): names.append(sides.pop(0)); ops.pop(0)
     if not names and len(sides) == 2 and _is_name(sides[1]) and not _in(sides[1], sides[:1]): names.append(sides.pop()); ops.pop()
     names = tuple(map(_name_of, names))
+    if not names and ops == ["="] and _is_asked(*sides): return names, sides[1:]
     if all(_link(a, op, b) for a, op, b in zip(sides, ops, sides[1:])): return names, [sides[0], sides[-1]] if len(sides) > 1 else sides
     return names, []
 
@@ -1242,6 +1281,8 @@ def _tails(
         if k > 7: break
         if s[m.end():].strip() and (_plain_prefix(s[:m.start()]) or not s[:m.start()].strip()): out.append(_lead(_peel(s[m.end():])))
         elif m[0] in ("is", "equals") and not any(c.isalpha() for c in s[:m.start()]): out.append(s[:m.start()] + "=" + s[m.end():]) # 12*2 is 24
+    inner = [re.fullmatch(r"\(([^()\[\],;]*)\)", x) for x in out] # (9 apples)
+    out += [m[1] for m in inner if m]
     return list(dict.fromkeys(x for x in out if x))
 
 # %% ../nbs/00a_tasks.ipynb #5ba0287f
@@ -1303,6 +1344,7 @@ def _plain(s):
     "Words of a phrase in one spelling."
     for k, v in _SIGNS.items(): s = s.replace(k, v)
     s = re.sub(r"_\{?(\w+)\}?", r"\1", s) # H_2O
+    s = re.sub(r"(\d)([ap]m)\b", r"\1 \2", s, flags=re.I)
     words = [w.lower() for w in re.findall(r"[^\W_]+|[^\w\s.,;:!?'\"()\[\]{}❴❵]", s.replace("'s", "").replace("-", " "))]
     words = [w for w in words if w not in ("a", "an", "the", "is", "are", "to", "it", "they")] or words
     words = _SAID.get(" ".join(words), " ".join(words)).split()
@@ -1412,8 +1454,14 @@ def _letter(g, r):
     "A letter without options: the letter alone, with brackets or a word such as `Option` before it."
     for s in _tails(r):
         m = _ONE.fullmatch(_CHOICE.sub("", s, count=1) if _CHOICE.match(s) else s)
-        if m: return m[1] == g or (m[1].upper() == g and s[0] == "(")
-    return False
+        if m: return m[1] == g or (m[1].upper() == g and (s[0] == "(" or s == r == m[1]))
+    m = re.fullmatch(r"(?:\(([A-Z])\)|([A-Z])[.:)])\s*(\S.*)", _lead(r))
+    return bool(m) and (m[1] or m[2]) == g and _is_remark(m[3])
+
+def _is_remark(s):
+    "May this be the text of a choice: no second letter, no second thoughts?"
+    if re.search(r"\b[B-Z]\b|\bA\b(?! [a-z])|\b[a-z][.):] ", s): return False
+    return not _doubtful(_words_of(s), _DOUBTS - {"no"})
 
 # %% ../nbs/00a_tasks.ipynb #436ee641
 _KNOWN = set("""frac dfrac tfrac sqrt pi infty cdot times div pm mp le leq ge geq ne neq lt gt cup cap in setminus emptyset varnothing circ degree

@@ -100,7 +100,7 @@ CASES = {
     ("Yes","yes, it is",True), ("Yes","Yes, they are similar by AA.",True), ("Yes","No, they are not similar",False), ("Yes","yes/no",False), ("No","no",True), ("No","No.",True), ("No","yes",False), ("True","true",True), ("True","Not true",False), ("False","False.",True), ("obtuse","Obtuse",True), ("obtuse","an obtuse triangle",True), ("obtuse","acute",False), ("obtuse","obtuse or acute",False), ("obtuse","It is obtuse.",True), ("parallelogram","Parallelogram",True), ("parallelogram","a parallelogram",True), ("parallelogram","The shape is a parallelogram",True), ("parallelogram","rectangle",False), ("vertical angles","vertical angles",True), ("vertical angles","Vertical angle",True), ("vertical angles","adjacent angles",False), ("clockwise","counterclockwise",False), ("AA","AA",True), ("AA","AAS",False), ("ASA","asa",True), ("HL","HL theorem",False), ("line l","line l",True), ("segment AB","segment AB",True), ("segment AB","segment CD",False), ("A","A",True), ("A","(A)",True), ("A","a)",False), ("A","A and B",False), ("D","D.",True), ("D","Answer: D",True), ("D","The answer is D.",True), ("D","Dog",False), ("D","ABCD",False), ("B, D","D, B",True), ("B, D","B and D",True), ("B, D","BD",True), ("B, D","B",False), ("B, D","A, B, D",False),
 ],
 "letters": [
-    ("A", "A", True), ("A", "(A)", True), ("A", "A.", True), ("A", "B", False), ("A", "ABC", False), ("A", "Apple", False), ("A", "A or B", False), ("A", "A, B, C, D", False), ("A", "Option A", True), ("A", "The answer is A", True), ("A", "The answer is (A).", True), ("A", r"\text{A}", True), ("A", r"\boxed{A}", True), ("A", "**A**", True), ("A", "not A", False), ("A", "AB", False), ("A", "Ａ", True), ("B", "The correct option is B.", True), ("B", "A", False), ("B", "Answer: B", True), ("B", "B?", False), ("B", "b", False), ("C", "C)", True), ("A", "any", False), ("A", "all", False), ("A", "A B C D", False), ("A", "A/B", False), ("D", "None", False),
+    ("A", "A", True), ("A", "(A)", True), ("A", "A.", True), ("A", "B", False), ("A", "ABC", False), ("A", "Apple", False), ("A", "A or B", False), ("A", "A, B, C, D", False), ("A", "Option A", True), ("A", "The answer is A", True), ("A", "The answer is (A).", True), ("A", r"\text{A}", True), ("A", r"\boxed{A}", True), ("A", "**A**", True), ("A", "not A", False), ("A", "AB", False), ("A", "Ａ", True), ("B", "The correct option is B.", True), ("B", "A", False), ("B", "Answer: B", True), ("B", "B?", False), ("B", "b", True), ("C", "C)", True), ("A", "any", False), ("A", "all", False), ("A", "A B C D", False), ("A", "A/B", False), ("D", "None", False),
     ("A, C", "A, C", True), ("A, C", "C, A", True), ("A, C", "A and C", True), ("A, C", "A", False), ("A, C", "A, B, C", False), ("A, C", "A or C", False), ("A,C", "(A), (C)", True), ("A, C", "A,C", True), ("A, C", "A; C", True), ("A, B, D", "A, B and D", True), ("A, B, D", "A, B, C, D", False),
 ],
 "latex": [
@@ -153,6 +153,7 @@ CASES = {
 }
 
 _PAIR = "domain: [-4,4] and range: [0,2]"
+_LINES = r"\begin{align*}"
 CASES.update({
 "labelled parts": [
     (_PAIR, _PAIR, True), (_PAIR, "domain = [-4, 4], range = [0, 2]", True),
@@ -192,6 +193,48 @@ CASES.update({
     ("3:0", "3 : 0", True), ("3:0", "4:0", False), ("3:0", "1:0", False), ("3:0", "0:3", False),
     ("0:3", "0:4", False), ("3:0:0", "4:0:0", False), ("2:0:1", "4:0:2", True),
     ("2:0:1", "4:0:1", False), ("0:1:2", "0:2:4", True),
+],
+"spellings of data sets": [
+    (r"11,\! 111", "11111", True), (r"11,\! 111", "11,111", True), (r"11,\! 111", "11, 111", False),
+    (r"11,\! 111", "111", False), ("88, 158, 110", "88,158,110", True),
+    ("88, 158, 110", "88158110", False), ("88, 158, 110", "88,158", False),
+    (r"\{-2\} \cup[1,3]", r"\{-2\}\cup[1,3]", True),
+    (r"\{-2\}\cup[1,3]", r"\{1,-2\}\cup(1,3]", True),
+    (r"\{-2\}\cup[1,3]", r"\{-2\}\cup(1,3]", False), (r"\{-2\}\cup[1,3]", "[1,3]", False),
+    (r"(-\infty,0)\cup\{1\}", r"(-\infty,0)\cup\{2\}", False), ("b > a > c", "b>a>c", True),
+    ("b > a > c", "b>c>a", False), ("1:58 am", "1:58am", True), ("1:58 am", "1:58 pm", False),
+    ("3:30 p.m.", "3:30pm", True), ("3:30 p.m.", "3:31pm", False),
+    (r"\begin{pmatrix}1&2\\3&4\end{pmatrix}",
+     r"\left[\begin{array}{cc}1&2\\3&4\end{array}\right]", True),
+    (r"\begin{pmatrix}1&2\\3&4\end{pmatrix}",
+     r"\left[\begin{array}{cc}1&3\\2&4\end{array}\right]", False),
+    (r"\left[\begin{array}{c}1\\2\end{array}\right]", r"\begin{bmatrix}1\\2\end{bmatrix}", True),
+    (r"\left[\begin{array}{c}1\\2\end{array}\right]", r"\begin{bmatrix}2\\1\end{bmatrix}", False),
+    ("8", r"S_{\triangle ABC}=8", True), ("8", r"S_{\triangle ABC}=9", False),
+    ("8", r"S_{\triangle ABC}=2, S_{\triangle ABD}=8", False), ("13", "x^2+y^2=13", True),
+    ("13", "x^2+y^2=14", False), ("13", "2x=13", False), ("13", "x+3=13", False),
+    ("9 (apples)", "(9 apples)", True), ("9 (apples)", "(9 pears)", False),
+    ("9", "(8 or 9)", False),
+    ("14", _LINES + r"x &= 14\end{align*}", True), ("14", _LINES + r"x &= 41\end{align*}", False),
+    ("14", _LINES + r"x&=13\\y&=14\end{align*}", False), ("14", r"\framebox{14}", True),
+    ("14", r"\boxed 14", True), ("14", r"\boxed 15", False), ("D", r"\textsf{D}", True),
+],
+"Chinese units and phrases": [
+    ("10米", "10", True), ("10米", "10 m", True), ("10米", "1000厘米", True), ("10米", "10厘米", False),
+    ("6平方米", "6", True), ("6平方米", "6米", False), ("12", "12米", True), ("12 cm²", "12平方厘米", True),
+    ("40°", "40度", True), ("5元", "5 dollars", False), ("27", "所以答案是27。", True),
+    ("27", "答：27", True), ("27", "答案不是27", False), ("27", "答案是28", False),
+    ("D", "故选：D", True), ("D", "D选项", True), ("D", "选C", False), ("D", "不选D", False),
+],
+"letters without choices": [
+    ("D", "D) Spending will decline.", True), ("D", "(D) 35 cm", True), ("D", "D\n35 cm", True),
+    ("D", "C) 35 cm", False), ("D", "C\n35 cm", False), ("D", "A cat", False),
+    ("A", "A cat", False),
+    ("D", "D) but C is right", False), ("D", "D) 35, E) 36", False), ("D", "D) or maybe A", False),
+    ("D", "D\nC", False), ("A", "A. 1, b. 2, c. 3", False), ("A", "A) 1 B) 2 C) 3", False),
+    ("A", "A. is wrong", False), ("A", "A: 1; B: 2", False), ("B", "B) The answer is C", False),
+    ("C\nD", "C, D", True), ("C\nD", "CD", True), ("C\nD", "D\nC", True), ("C\nD", "C", False),
+    ("C\nD", "C\nE", False), ("A", "a", True), ("A", "b", False),
 ],
 })
 

@@ -87,7 +87,7 @@ CASES = [
     ("two_decimals", "3.14159", r"\pi", True, {}), ("two_decimals", "3.15", r"\pi", False, {}), ("two_decimals", "(1,2)", "(1,2)", True, {}), ("two_decimals", "2,1", "(1,2)", False, {}),
     ("mmmu", "1,234.50", "1234.5", True, {}), ("mmmu", "-1234.5", "1234.5", False, {}), ("mmmu", "a sonata form", "Sonata", True, {}), ("mmmu", "c", "carbon", False, {}),
     ("letters", "ACE", "A, C, E", True, {}), ("letters", "E, C, A", "A, C, E", True, {}), ("letters", "A and C", "A, C, E", False, {}), ("letters", "ABCDE", "A", False, {}), ("letters", "(D)", "D", True, {}), ("letters", "d", "D", True, {}),
-    ("dynamath", "0.3333", "0.333", True, free("float")), ("dynamath", "1/3", "0.333", True, free("float")), ("dynamath", "0.335", "0.333", False, free("float")), ("dynamath", "c", "C", False, free("multiple choice")),
+    ("dynamath", "0.3333", "0.333", True, free("float")), ("dynamath", "1/3", "0.333", True, free("float")), ("dynamath", "0.335", "0.333", False, free("float")), ("dynamath", "c", "C", True, free("multiple choice")),
     ("dynamath", "(a)", "A", True, free("multiple choice")), ("dynamath", "Odd", "odd", True, free("text")), ("dynamath", "odd or even", "odd", False, free("text")),
     ("geoeval", "11.9995", "12", True, {}), ("geoeval", "-100", "12", False, {}), ("geoeval", "C", "C", True, {}), ("value", "x = 5", "5", True, {}), ("value", "A", "A", True, {}), ("verifier", "4", "D", True, dict(options=("1", "2", "3", "4")))]
 

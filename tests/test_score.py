@@ -23,6 +23,19 @@ def test_category(category):
     wrong = [(truth, response[:120], s.how) for truth, response, ok, options, _ in CATEGORIES[category] if (s := score(response, truth, options)).correct != ok]
     assert not wrong, f"{category}: {len(wrong)} of {len(CATEGORIES[category])} wrong\n" + "\n".join(map(str, wrong))
 
+def test_verdicts_on_golds_of_real_data_sets():
+    """Rows of public data sets with answers written for them, where the folder is at hand."""
+    folder = os.environ.get("CALIBRL_REALDATA")
+    if not folder: pytest.skip("CALIBRL_REALDATA does not name the folder of real rows")
+    with open(os.path.join(folder, "cases.jsonl"), encoding="utf-8") as f:
+        rows = [json.loads(line) for line in f]
+    wrong = []
+    for row in rows:
+        s = score(wrap(row["answer"]), row["gold"], row["options"])
+        if s.correct != row["expected"]: wrong.append((row["gold"], row["answer"], s.how))
+    assert len(rows) > 50 and not wrong, f"{len(wrong)} of {len(rows)} wrong: {wrong}"
+
+
 def test_format_flag():
     for truth, response, _, formatted in RAW: assert score(response, truth).formatted == formatted, response[:100]
 
