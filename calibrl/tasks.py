@@ -1539,6 +1539,7 @@ def _serve(ctl): # pragma: no cover - runs in a process of its own
         except OSError: child = None
         if child == 0:
             ctl.close()
+            if what == b"n": os.setsid() # weighed as any other process, where sessions share time
             (_serve if what == b"n" else _worker)(socket.socket(fileno=fds[0]))
         os.close(fds[0])
 
