@@ -275,7 +275,9 @@ def test_a_worker_that_stands_still_is_given_up_and_another_asked(monkeypatch):
     os.kill(pid, signal.SIGSTOP)
     T._JUDGES.idle[:] = T._JUDGES.idle[-1:]
     monkeypatch.setattr(T, "_PATIENCE", 5)
-    assert score(*INTEGRAL).correct and _ends(pid)
+    try: assert score(*INTEGRAL).correct and _ends(pid)
+    finally:
+        if _runs(pid): os.kill(pid, signal.SIGKILL)
 
 
 def _sockets():
