@@ -6,10 +6,10 @@
 __all__ = ['MAY_CHANGE', 'LOGS', 'TRACKERS', 'COMMANDS', 'run_folder', 'other_options', 'find_run', 'lock', 'locked', 'table',
            'tidy', 'read_lines', 'append', 'write_row', 'go_on', 'save_state', 'save_adapter', 'asked_to_stop',
            'status', 'check_tracker', 'tracking', 'write_report', 'run', 'exam', 'compare_exams', 'compare_by',
-           'base_parameters', 'demo', 'report', 'train', 'start', 'check_writable', 'claim', 'finish', 'drop_experts',
-           'join_processes', 'leave_processes', 'spread_out', 'lost_partner', 'report_run', 'evaluate',
-           'benchmark_sets', 'eval_folder', 'show_figures', 'bench', 'adapter_folder', 'model_path',
-           'training_problems', 'of_room', 'make_parser', 'main', 'versions', 'usage', 'quiet']
+           'base_parameters', 'demo', 'report', 'train', 'start', 'check_writable', 'run_identity', 'check_same',
+           'claim', 'finish', 'drop_experts', 'join_processes', 'leave_processes', 'spread_out', 'lost_partner',
+           'report_run', 'evaluate', 'benchmark_sets', 'eval_folder', 'show_figures', 'bench', 'adapter_folder',
+           'model_path', 'training_problems', 'of_room', 'make_parser', 'main', 'versions', 'usage', 'quiet']
 
 # %% ../nbs/06_cli.ipynb #cf5c2894
 import argparse, base64, contextlib, importlib.util, inspect, io, json, logging, math, os, shutil, signal, sys, threading, time
@@ -92,9 +92,9 @@ def tidy(value):
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 def read_lines(path)->list:
-    "The rows of a JSON-lines file; none if it is not there. A last line that a crash cut off is left out."
-    lines = Path(path).read_bytes().split(b"\n")[:-1] if Path(path).exists() else []
-    return [json.loads(line) for line in lines]
+    "The rows of a JSON Lines file; none where it is not there, none for a line that was cut off."
+    from calibrl.eval import read_jsonl
+    return read_jsonl(path)
 
 def append(file, row:dict):
     "Write a row as one line."
@@ -122,7 +122,7 @@ def go_on(policy, optimizer,
     state = {"step": 0}
     for path in reversed(T.checkpoints(out/"checkpoints")):
         try: state = T.load_checkpoint(path, policy, optimizer); break
-        except ValueError as e: print(f"calibrl: {e}; trying the one before", file=sys.stderr)
+        except T.Unreadable as e: print(f"calibrl: {e}; trying the one before", file=sys.stderr)
     if T.processes()[0] == 0:
         for name in LOGS:
             file, size = out/name, state.get(name, 0)
@@ -303,7 +303,9 @@ def demo(out:str=None,            # folder for the results (default: runs/demo, 
     cfg = Config(method=method, seed=seed, steps=(16 if quick else 120) if steps is None else steps)
     out = run_folder(out, "demo")
     policy = Policy.from_pretrained(model_path("tiny"), bits=4, lora_rank=16, seed=seed)
-    save_config(cfg, out/"config.toml", model="tiny", bits=4, lora_rank=16, data="geometry", **versions())
+    pool = geometry.problems(min(1500, cfg.steps*cfg.prompts), split="train", seed=seed)
+    save_config(cfg, out/"config.toml", model="tiny", bits=4, lora_rank=16, data="geometry",
+                **versions(), identity=run_identity(policy, pool, False))
     test = geometry.problems(size, split="test")
     tests = {"test": test, "hard": geometry.problems(size//3, split="hard"), "blank pictures": [geometry.blind(p) for p in test]}
     trained = sum(w.numel() for w in policy.trainable)
@@ -311,7 +313,7 @@ def demo(out:str=None,            # folder for the results (default: runs/demo, 
           f" {trained:,} more trained; {cfg.steps} steps of {cfg.prompts} problems x {cfg.responses} responses,"
           f" method {cfg.method}.")
     before = exam(policy, tests, k)
-    rows = run(policy, geometry.problems(min(1500, cfg.steps*cfg.prompts), split="train", seed=seed), cfg, out)
+    rows = run(policy, pool, cfg, out)
     after = exam(policy, tests, k)
     figures, bound = compare_exams(before, after), geometry.image_blind_bound(test)
     report(out, tests, before, after, rows, f"{cfg.method}, {len(rows)} steps, seed {seed}")
@@ -398,7 +400,7 @@ def start(out, cfg,
                                     gradient_checkpointing=recomputes(cfg.gradient_checkpointing, device or "cpu") if spread else cfg.gradient_checkpointing)
     if spread: T.spread(policy, device)
     drop_experts(policy, problems, about["on_bad"])
-    held = claim(out, state, cfg, about, problems) if first else None
+    held = claim(out, state, cfg, about, problems, policy) if first else None
     T.gathered(None)                                                    # the others wait for the folder
     try: rows = run(policy, problems, cfg, out, tracker)
     except OSError as e: raise OSError(f"{e}; what was saved before stays in {out}: put it right and give the same command again") from None
@@ -416,20 +418,61 @@ def check_writable(out):
         (out/".probe").unlink()
     except OSError as e: raise OSError(f"{out} cannot be written to ({e.strerror}): give another --out, or make it writable") from None
 
-def claim(out, state, cfg, about, problems=()):
-    "Make and lock the run folder; a new run's configuration is written there, and which rows of the data were left out. Returns the lock, to be kept."
+# %% ../nbs/06_cli.ipynb #9d2f0c14
+def run_identity(policy, problems, from_adapter:bool)->dict:
+    "What a training run is made from, by content: base, adapter it begins from, data."
+    from calibrl.eval import data_hash, identity
+    who = identity(policy)
+    if not from_adapter:
+        who["adapter"] = None                         # a new one, which the seed decides
+    who |= {"data": data_hash(problems), "rows": len(problems)}
+    return {k: v for k, v in who.items() if v is not None}
+
+def check_same(out, who:dict):
+    "Refuse to go on with a run that was begun with other data or weights."
+    import tomlkit
+    from calibrl.eval import changes
+    from calibrl.train import write_whole
+    path = Path(out)/"config.toml"
+    config = tomlkit.parse(path.read_text(encoding="utf-8"))
+    then = config.unwrap().get("run", {}).get("identity")
+    if then:
+        if other := changes(then, who | {k: who.get(k) for k in then}):
+            raise ValueError(f"{out} holds a run on other data or weights ({other}):"
+                             " give another --out, or what it began with")
+        return
+
+    # older than such notes: its checkpoints know the base's fingerprint, and refuse another one
+    print(f"calibrl: {out} does not say which data it began with, so whether they are the same"
+          " cannot be checked; from now on it does", file=sys.stderr)
+    config.setdefault("run", {})["identity"] = who
+    write_whole(path, tomlkit.dumps(config))
+
+# %% ../nbs/06_cli.ipynb #9d2f0c15
+def claim(
+    out,            # run folder
+    state,          # "new" or "unfinished"
+    cfg, about,     # as in `start`
+    problems,       # the training problems, with `skipped` where they come from a file
+    policy,
+):                  # the lock, to be kept
+    "Make and lock the run folder; write a new run's configuration, and which rows were left out."
     from calibrl.train import checkpoints, save_config, write_whole
     try: out.mkdir(parents=True, exist_ok=True)
     except OSError as e: raise OSError(f"{out} cannot be made ({e.strerror}): give another --out") from None
     check_writable(out)
-    held = lock(out)
+    held, who = lock(out), run_identity(policy, problems, bool(about["adapter"]))
+    if state != "new":
+        check_same(out, who)
     if skipped := getattr(problems, "skipped", None): write_whole(out/"skipped.jsonl", "".join(json.dumps(tidy(s)) + "\n" for s in skipped))
-    if state == "new": save_config(cfg, out/"config.toml", **about, **versions())
+    if state == "new":
+        save_config(cfg, out/"config.toml", **about, **versions(), identity=who)
     else:
         print(f"{out} holds this run, unfinished: going on from {([p.name for p in checkpoints(out/'checkpoints')] or ['the beginning'])[-1]}")
         if changed := other_options(out, cfg, versions()): print(f"calibrl: {'; '.join(changed)}: the last digits may differ", file=sys.stderr)
     return held
 
+# %% ../nbs/06_cli.ipynb #9d2f0c16
 def finish(out, rows):
     "Report and summary of a finished run; the summary is what makes it finished."
     from calibrl.train import write_whole
@@ -516,7 +559,9 @@ def evaluate(model:str=None,                       # save_pretrained folder or h
     if rescore: return show_figures(E.rescore(rescore, sets, run_folder(out, "eval"), before))
     from calibrl.rollout import Policy
     policy = Policy.from_pretrained(model_path(model, adapter), bits=bits, lora_rank=0, adapter=adapter and adapter_folder(adapter))
-    out, rows = eval_folder(out, dict(model=model, adapter=adapter, bits=bits, limit=limit, k=k, max_new_tokens=max_new_tokens, tokens=tokens, lenient=lenient, seed=seed)), []
+    settings = dict(model=model, adapter=adapter, bits=bits, limit=limit, k=k, tokens=tokens,
+                    max_new_tokens=max_new_tokens, lenient=lenient, seed=seed)
+    out, rows = eval_folder(out, settings, E.identity(policy)), []
     try:
         for name, problems in sets.items():
             longest, budget = (2048, 65536) if E.BENCHMARKS[name].dataset else (64, 16384)
@@ -541,17 +586,35 @@ def benchmark_sets(names, limit, data_dir)->tuple:
     if not sets: raise FileNotFoundError(f"no benchmark could be read of {', '.join(names)}")
     return sets, missing
 
-def eval_folder(out, settings:dict)->Path:
-    "A new folder for an evaluation, or that of an interrupted one with the same settings."
-    if not out or not (Path(out)/"eval.json").exists():
-        out = run_folder(out, "eval")
-        (out/"eval.json").write_text(json.dumps(settings | {"versions": versions()}, indent=1))
+# %% ../nbs/06_cli.ipynb #e5a1b7c5
+def eval_folder(
+    out,                # folder, or None for a new one
+    settings:dict,      # what the answers depend on
+    who:dict=None,      # `calibrl.eval.identity` of the policy
+)->Path:
+    "A new folder for an evaluation, or that of an interrupted one of the same policy and settings."
+    from calibrl.eval import changes
+    file = out and Path(out)/"eval.json"
+    if not file or not file.exists():
+        out, about = run_folder(out, "eval"), {"policy": who, "versions": versions()}
+        (out/"eval.json").write_text(json.dumps(settings | about, indent=1))
         return out
-    old = json.loads((Path(out)/"eval.json").read_text())
-    other = [f"{k} {old.get(k)!r}, now {v!r}" for k, v in settings.items() if old.get(k) != v]
-    if other: raise ValueError(f"{out} holds an evaluation with other settings ({'; '.join(other)}): give another --out")
+
+    # names of model and adapter are no settings: what they hold decides
+    old = json.loads(file.read_text())
+    if who and not old.get("policy"):
+        raise ValueError(f"{out} holds an evaluation that does not say which weights answered:"
+                         " give another --out")
+    if who and (other := changes(old["policy"], who)):
+        raise ValueError(f"{out} holds an evaluation of another policy ({other}):"
+                         " give another --out")
+    names = ("model", "adapter") if who else ()
+    if other := changes(old, {k: v for k, v in settings.items() if k not in names}):
+        raise ValueError(f"{out} holds an evaluation with other settings ({other}):"
+                         " give another --out")
     return Path(out)
 
+# %% ../nbs/06_cli.ipynb #e5a1b7c6
 def show_figures(figures:list):
     "Print the table, and below it what only some benchmarks report and what to know before comparing."
     from calibrl.eval import BENCHMARKS, columns

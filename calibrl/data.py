@@ -781,6 +781,25 @@ class FileProblem(Problem):
         super().__post_init__()
         if isinstance(given, _Cell): self.__dict__["images"] = given
 
+# %% ../nbs/00d_data.ipynb #52e1b1ba
+def _stored(value, root):
+    "The bytes of the pictures of a cell as they are stored, undecoded."
+    if isinstance(value, dict):
+        value = next((value[k] for k in ("bytes", "path", "image", "url") if value.get(k)), None)
+    if isinstance(value, (list, tuple)):
+        for v in value:
+            yield from _stored(v, root)
+    elif isinstance(value, (bytes, bytearray)):
+        yield bytes(value)
+    elif isinstance(value, Image.Image):
+        yield value.tobytes()
+    elif isinstance(value, str) and (value.startswith("data:") or len(value) > 1000):
+        yield value.encode()
+    elif isinstance(value, (str, os.PathLike)):
+        yield _inside(value, root).read_bytes()
+
+_Cell.raw = lambda self: _stored(_get(self.ds[self.row], self.column), self.root)
+
 # %% ../nbs/00d_data.ipynb #6cc65d54
 _CONTROL = re.compile(r"<\|[a-z]\w{2,40}\|>|</?img>|<IMG_CONTEXT>|<image_soft_token>")    # written by templates, never by people
 _OURS = {"<image>", "<think>", "</think>", "<answer>", "</answer>"}

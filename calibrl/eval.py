@@ -4,9 +4,10 @@
 
 # %% auto #0
 __all__ = ['PUBLISHED', 'pass_at_k', 'group_answers', 'majority', 'grade', 'ask', 'evaluate', 'wilson', 'interval', 'bootstrap',
-           'summary', 'mcnemar', 'paired', 'read_answers', 'next_batch', 'answer_batch', 'thumbnails', 'run_benchmark',
-           'figures', 'breakdowns', 'rules_used', 'columns', 'shown', 'to_markdown', 'to_csv', 'published', 'verdict',
-           'conditions', 'report_html', 'to_lmms', 'from_lmms', 'write_results', 'rescore']
+           'summary', 'mcnemar', 'paired', 'read_jsonl', 'jsonl_line', 'read_answers', 'files_hash', 'adapter_hash',
+           'identity', 'changes', 'problem_hash', 'data_hash', 'next_batch', 'answer_batch', 'thumbnails',
+           'run_benchmark', 'figures', 'breakdowns', 'rules_used', 'columns', 'shown', 'to_markdown', 'to_csv',
+           'published', 'verdict', 'conditions', 'report_html', 'to_lmms', 'from_lmms', 'write_results', 'rescore']
 
 # %% ../nbs/03_eval.ipynb #25a2a0d9
 import base64, csv, hashlib, html, io, json, math, os
@@ -15,7 +16,7 @@ from pathlib import Path
 import torch
 
 from .benchmarks import BENCHMARKS, RULES, judge
-from .rollout import Policy, encode
+from .rollout import Policy, encode, fingerprint
 from .tasks import Problem, score
 
 # %% ../nbs/03_eval.ipynb #36ced592
@@ -56,16 +57,21 @@ def majority(row:dict,      # a graded row
     return sum(winners)/len(winners) if winners else 0.
 
 # %% ../nbs/03_eval.ipynb #2b54360d
+_ROWS_OWN = ("benchmark", "index", "error", "images", "greedy", "batch", "run", "content")
+
 def grade(problem,         # what was asked
           texts:list,      # k answers to it
           lenient=False,   # also read a box or "the answer is" where there are no tags
          )->dict:          # one row of plain values
     "Judge k answers to one problem by its own rule."
     scores = [judge(t, problem, lenient) for t in texts]
-    about = {k: v for k, v in problem.tags.items() if k not in ("benchmark", "index", "error", "images", "greedy", "batch", "run")}        # names that rows keep for themselves
-    return {"id": problem.id, **about, "question": problem.question, "answer": problem.answer, "options": list(problem.options) if problem.options else None, "k": len(texts), "responses": texts,
-            "answers": [s.answer for s in scores], "correct": [s.correct for s in scores], "formatted": [s.formatted for s in scores], "how": [s.how for s in scores],
-            "votes": group_answers([s.answer for s in scores], problem.options)}
+    about = {k: v for k, v in problem.tags.items() if k not in _ROWS_OWN}
+    options = list(problem.options) if problem.options else None
+    answers = [s.answer for s in scores]
+    return {"id": problem.id, **about, "question": problem.question, "answer": problem.answer,
+            "options": options, "k": len(texts), "responses": texts, "answers": answers,
+            "correct": [s.correct for s in scores], "formatted": [s.formatted for s in scores],
+            "how": [s.how for s in scores], "votes": group_answers(answers, problem.options)}
 
 # %% ../nbs/03_eval.ipynb #1520552f
 def ask(policy:Policy,
@@ -169,21 +175,156 @@ def paired(first:list, second:list)->dict:
     return out
 
 # %% ../nbs/03_eval.ipynb #97ac0024
-def read_answers(path,              # a JSONL file of graded rows
-                 mend=False,        # cut off a last line that was not finished
-                )->list:
-    "The rows of an answers file; a half-written last line is ignored."
+def read_jsonl(
+    path,          # a JSON Lines file; where there is none, there are no rows
+    mend=False,    # cut off a last line that was not finished, so that rows can follow
+)->list:           # a dict a line
+    "The rows of a JSON Lines file, split at newline bytes; a half-written last line is ignored."
     path = Path(path)
-    if not path.exists(): return []
+    if not path.exists():
+        return []
     data = path.read_bytes()
-    whole = data[:data.rfind(b"\n") + 1]
-    if mend and len(whole) < len(data):
-        with open(path, "r+b") as f: f.truncate(len(whole))
-    rows = []
-    for n, line in enumerate(whole.decode("utf-8", "replace").splitlines(), 1):
-        try: rows.append(json.loads(line))
-        except json.JSONDecodeError as e: raise ValueError(f"{path}, line {n}: no JSON ({e}); delete the line to go on") from None
-    return rows
+    *lines, last = data.removeprefix(b"\xef\xbb\xbf").split(b"\n")
+
+    # a last line without its end is whole or half: only a whole one can be read
+    if mend and last:
+        with open(path, "r+b") as f:
+            f.truncate(len(data) - len(last))
+    elif last:
+        try:
+            json.loads(last)
+            lines.append(last)
+        except ValueError:
+            pass
+    return [_json_row(path, n, line) for n, line in enumerate(lines, 1) if line.strip()]
+
+def _json_row(path, n, line):
+    "One line as a dict, or an error that names it."
+    advice = "mend the line or take it out (an answer that is taken out is asked for again)"
+    try:
+        row = json.loads(line.decode())
+    except (ValueError, RecursionError) as e:
+        raise ValueError(f"{path}, line {n}: no JSON ({e}); {advice}") from None
+    if not isinstance(row, dict):
+        raise ValueError(f"{path}, line {n}: no JSON object but {type(row).__name__}; {advice}")
+    return row
+
+# %% ../nbs/03_eval.ipynb #97ac0023
+_LINE_ENDS = {ord(c): f"\\u{ord(c):04x}" for c in "\u0085\u2028\u2029"}    # to some readers
+
+def jsonl_line(row:dict)->bytes:
+    "A row as one line of a JSON Lines file, in UTF-8; what UTF-8 cannot hold is escaped."
+    text = json.dumps(row, ensure_ascii=False).translate(_LINE_ENDS) + "\n"
+    try:
+        return text.encode()
+    except UnicodeEncodeError:
+        return (json.dumps(row) + "\n").encode()
+
+def read_answers(
+    path,          # answers.jsonl of an evaluation
+    mend=False,    # as in `read_jsonl`
+)->list:           # graded rows
+    "The rows of an answers file; a half-written last line is ignored."
+    return read_jsonl(path, mend)
+
+# %% ../nbs/03_eval.ipynb #97ac0027
+_MODEL_TEXTS = ("config.json", "generation_config.json", "chat_template.jinja", "tokenizer.json",
+                "chat_template.json", "tokenizer_config.json", "vocab.json", "merges.txt",
+                "special_tokens_map.json", "added_tokens.json", "preprocessor_config.json",
+                "processor_config.json")       # what decides answers, beside the weights
+
+def _digest(parts)->str:
+    "16 hexadecimal digits that stand for some bytes, in their order."
+    h = hashlib.sha256()
+    for part in parts:
+        h.update(len(part).to_bytes(8, "little"))
+        h.update(part)
+    return h.hexdigest()[:16]
+
+def _tensor_samples(file, places=32, size=512):
+    "Names and shapes of a safetensors file, and what stands at some places of each tensor."
+    with open(file, "rb") as f:
+        header = f.read(int.from_bytes(f.read(8), "little"))
+        for name, about in sorted(json.loads(header).items()):
+            if name == "__metadata__":
+                continue
+            begin, end = about["data_offsets"]
+            yield f"{name} {about['dtype']} {about['shape']}".encode()
+            for at in range(begin, end, max(size, (end - begin)//places)):
+                f.seek(8 + len(header) + at)
+                yield f.read(min(size, end - at))
+
+def files_hash(
+    model,         # folder or hub id
+)->str|None:       # 16 hexadecimal digits; None where the files are not on this machine
+    "What a model's files hold: its weights, looked at in many places, tokenizer and template."
+    from transformers.utils import cached_file
+    try:
+        folder = Path(cached_file(str(model), "config.json", local_files_only=True)).parent
+        weights = sorted(folder.glob("model*.safetensors"))
+        texts = [(folder/name).read_bytes() for name in _MODEL_TEXTS if (folder/name).is_file()]
+        samples = (part for file in weights for part in _tensor_samples(file))
+        return _digest([*texts, *samples]) if weights else None
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+# %% ../nbs/03_eval.ipynb #97ac0028
+def _adapter_parts(model):
+    "Scales and matrices of an adapter, one after the other."
+    from peft import get_peft_model_state_dict
+    layers = [(name, m.scaling) for name, m in model.named_modules() if hasattr(m, "scaling")]
+    yield repr([(name, sorted(s.items())) for name, s in layers if isinstance(s, dict)]).encode()
+    for name, w in sorted(get_peft_model_state_dict(model).items()):
+        yield f"{name} {tuple(w.shape)}".encode()
+        yield memoryview(w.detach().float().cpu().contiguous().numpy()).cast("B")
+
+def adapter_hash(policy:Policy)->str|None:      # None: the policy has no adapter
+    "What an adapter holds: its matrices, and the scales they enter with."
+    if not hasattr(policy.model, "peft_config"):
+        return None
+    return _digest(_adapter_parts(policy.model))
+
+def identity(policy:Policy)->dict:
+    "Who answers: hashes of the adapter's weights, of the base (its fingerprint) and its files."
+    name = getattr(policy.model.config, "_name_or_path", None)
+    return {"adapter": adapter_hash(policy), "base": fingerprint(policy.model),
+            "files": files_hash(name) if name else None}
+
+def changes(
+    then:dict,
+    now:dict,      # what of `then` has to be the same
+)->str:            # "" where nothing is another
+    "What was otherwise, in words."
+    other = [k for k, v in now.items() if then.get(k) != v]
+    return "; ".join(f"{k} was {then.get(k)!r} and is {now[k]!r} now" for k in other)
+
+# %% ../nbs/03_eval.ipynb #97ac0029
+def _picture_parts(problem):
+    "What tells the pictures of a problem from others: the bytes as stored, else the pixels."
+    stored = vars(problem).get("images")
+    if hasattr(stored, "raw"):                     # they wait in a data set, undecoded
+        yield from stored.raw()
+        return
+    for im in problem.images:
+        yield f"{im.mode} {im.size}".encode()
+        yield im.tobytes()
+
+def problem_hash(problem:Problem)->str:
+    "What a problem holds: question, answer, options, expert, tags, pictures."
+    p = problem
+    texts = json.dumps([p.question, p.answer, p.options, p.expert, p.tags], sort_keys=True)
+    return _digest([texts.encode(), *_picture_parts(p)])
+
+def data_hash(problems)->str:      # of any number of problems, in their order
+    "What some problems hold, together."
+    return _digest(problem_hash(p).encode() for p in problems)
+
+def _row_hash(problems, i):
+    "As `problem_hash`; None where the problem cannot be made."
+    try:
+        return problem_hash(problems[i])
+    except ValueError:
+        return None
 
 # %% ../nbs/03_eval.ipynb #f6aa7092
 def next_batch(policy, problems,      # what is asked
@@ -225,6 +366,21 @@ def thumbnails(problem, folder, index, size=480)->list:
         small.save(folder/f"{index}-{j}.jpg", quality=85); out.append(f"{folder.parent.name}/{folder.name}/{index}-{j}.jpg")
     return out
 
+# %% ../nbs/03_eval.ipynb #6ea27368
+def _done_before(path, name, problems, run)->dict:
+    "The rows of a benchmark in a file, by number, if by this policy and of these problems."
+    done = {r["index"]: r for r in read_answers(path, mend=True) if r.get("benchmark") == name}
+    holds = f"{path} holds answers to {name}"
+    for i, r in done.items():
+        if "files" not in r["run"]:
+            raise ValueError(f"{holds} that do not say which weights answered: give another folder")
+        if other := changes(r["run"], run):
+            raise ValueError(f"{holds} made otherwise ({other}): give another folder")
+        if r["content"] != _row_hash(problems, i):
+            raise ValueError(f"{path}: row {i} of {name} holds another question, answer or picture"
+                             " now than the one that was answered: give another folder")
+    return done
+
 # %% ../nbs/03_eval.ipynb #c84b1257
 def run_benchmark(policy:Policy,
                   problems,              # a list, or `Problems` that are made one by one
@@ -240,23 +396,32 @@ def run_benchmark(policy:Policy,
                  )->list:                # the rows of this benchmark, in order
     "Ask a policy a benchmark, row by row into a file; interrupted, it goes on with identical results."
     from tqdm.auto import tqdm
-    run = dict(k=k, temperature=float(temperature if k > 1 else 0), max_new_tokens=max_new_tokens, budget=budget, seed=seed, lenient=lenient, greedy=bool(greedy and k > 1))
-    done = {r["index"]: r for r in read_answers(path, mend=True) if r.get("benchmark") == name}
-    for r in done.values():
-        if r["run"] != run: raise ValueError(f"{path} holds answers to {name} made with {r['run']}, not {run}: give another folder")
-    start = 0
-    with open(path, "a", encoding="utf-8") as f, tqdm(total=len(problems), initial=len(done), desc=name, disable=None if progress else True, leave=False) as bar:
+    run = dict(k=k, temperature=float(temperature if k > 1 else 0), max_new_tokens=max_new_tokens,
+               budget=budget, seed=seed, lenient=lenient, greedy=bool(greedy and k > 1),
+               rows=len(problems), **identity(policy))
+    done, start = _done_before(path, name, problems, run), 0
+    bar = tqdm(total=len(problems), initial=len(done), desc=name, leave=False,
+               disable=None if progress else True)
+    with open(path, "ab") as f, bar:
         while start < len(problems):
+            # a batch that was cut is drawn again, and its missing rows are kept
             stop = done[start]["batch"][1] if start in done else None
             if stop is None or any(i not in done for i in range(start, stop)):
                 batch = next_batch(policy, problems, start, k, max_new_tokens, budget, stop)
                 stop = max(batch) + 1
-                for r in answer_batch(policy, batch, k, run["temperature"], max_new_tokens, seed, lenient, run["greedy"], images):
-                    if r["index"] in done: continue
-                    done[r["index"]] = {"benchmark": name} | r | {"batch": [start, stop], "run": run}
-                    f.write(json.dumps(done[r["index"]], ensure_ascii=False) + "\n"); f.flush(); bar.update()
+                for r in answer_batch(policy, batch, k, run["temperature"], max_new_tokens, seed,
+                                      lenient, run["greedy"], images):
+                    i = r["index"]
+                    if i in done:
+                        continue
+                    asked = _row_hash(batch if isinstance(batch[i], Problem) else problems, i)
+                    done[i] = {"benchmark": name} | r | {"content": asked, "batch": [start, stop],
+                                                         "run": run}
+                    f.write(jsonl_line(done[i]))
+                    f.flush()
+                    bar.update()
             start = stop
-    return [done[i] for i in sorted(done) if i < len(problems)]
+    return [done[i] for i in sorted(done)]
 
 # %% ../nbs/03_eval.ipynb #498816e2
 def figures(rows:list)->list:
@@ -417,13 +582,20 @@ def to_lmms(rows:list,      # graded rows
     Path(folder).mkdir(parents=True, exist_ok=True)
     files = []
     for name in dict.fromkeys(r.get("benchmark", "") for r in rows):
+        mine = [r for r in rows if r.get("benchmark", "") == name and "error" not in r]
         files.append(Path(folder)/f"calibrl_samples_{name}.jsonl")
-        with open(files[-1], "w", encoding="utf-8") as f:
-            for r in (r for r in rows if r.get("benchmark", "") == name and "error" not in r):
-                doc = {k: r.get(k) for k in ("id", "question", "options", "answer")}
-                f.write(json.dumps({"doc_id": r["index"], "target": r["answer"], "input": r["question"], "filtered_resps": r["responses"][0] if r["k"] == 1 else r["responses"], "token_counts": [{"output_tokens": n} for n in r["lengths"]],
-                                    "doc_hash": hashlib.sha256(json.dumps(doc, indent=2, ensure_ascii=False).encode()).hexdigest(), BENCHMARKS[name].metric if name in BENCHMARKS else "exact_match": _mean(r["correct"])}, ensure_ascii=False) + "\n")
+        files[-1].write_bytes(b"".join(jsonl_line(_lmms_sample(r, name)) for r in mine))
     return files
+
+def _lmms_sample(r, name):
+    "A graded row as lmms-eval logs it."
+    doc = {k: r.get(k) for k in ("id", "question", "options", "answer")}
+    doc = json.dumps(doc, indent=2, ensure_ascii=False).encode("utf-8", "surrogatepass")
+    metric = BENCHMARKS[name].metric if name in BENCHMARKS else "exact_match"
+    return {"doc_id": r["index"], "target": r["answer"], "input": r["question"],
+            "filtered_resps": r["responses"][0] if r["k"] == 1 else r["responses"],
+            "token_counts": [{"output_tokens": n} for n in r["lengths"]],
+            "doc_hash": hashlib.sha256(doc).hexdigest(), metric: _mean(r["correct"])}
 
 # %% ../nbs/03_eval.ipynb #9f1ae6a5
 def _texts(v): return [v] if isinstance(v, str) else [t for x in v for t in _texts(x)] if isinstance(v, list) else []
@@ -435,7 +607,7 @@ def from_lmms(path,              # an lmms-eval sample log
              )->list:            # graded rows
     "Read an lmms-eval sample log and judge its responses again."
     rows = []
-    for n, s in enumerate(read_answers(path), 1):
+    for n, s in enumerate(read_jsonl(path), 1):
         texts, i, target = _texts(s.get("resps")) or _texts(s.get("filtered_resps")), s.get("doc_id"), str(s.get("target", ""))
         if not texts or not isinstance(i, int): raise ValueError(f"{path}, line {n}: no {'responses' if isinstance(i, int) else 'doc_id'}: is this an lmms-eval sample log?")
         try: p = problems[i] if problems is not None else Problem(str(s.get("input") or "(not logged)"), target)
@@ -482,5 +654,5 @@ def rescore(log,                 # an lmms-eval sample log
     (name, problems), = sets.items()
     rows = from_lmms(log, problems, name=name)
     if not rows: raise ValueError(f"{log} holds no sample")
-    (Path(out)/"answers.jsonl").write_text("".join(json.dumps(r, ensure_ascii=False) + "\n" for r in rows), encoding="utf-8")
+    (Path(out)/"answers.jsonl").write_bytes(b"".join(map(jsonl_line, rows)))
     return write_results(rows, out, f"{Path(log).name}, judged again", against)

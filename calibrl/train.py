@@ -4,13 +4,13 @@
 
 # %% auto #0
 __all__ = ['PRESETS', 'LAYERS', 'ROWS', 'Config', 'write_whole', 'save_config', 'load_config', 'share', 'micro_batches',
-           'processes', 'turn', 'gathered', 'part_of', 'add_up', 'moved', 'sample_step', 'spread', 'watched', 'sound',
-           'look', 'overlong_penalty', 'train_step', 'summarize', 'batches', 'refill', 'check_agreement',
-           'make_optimizer', 'one_step', 'train', 'diagnosis', 'to_disk', 'save_checkpoint', 'load_checkpoint',
-           'checkpoints', 'best_checkpoint', 'prune']
+           'processes', 'turn', 'gathered', 'part_of', 'add_up', 'end_with', 'moved', 'sample_step', 'spread',
+           'watched', 'sound', 'look', 'overlong_penalty', 'train_step', 'summarize', 'batches', 'refill',
+           'check_agreement', 'make_optimizer', 'one_step', 'train', 'diagnosis', 'to_disk', 'save_checkpoint',
+           'Unreadable', 'load_checkpoint', 'checkpoints', 'best_checkpoint', 'prune']
 
 # %% ../nbs/02_train.ipynb #64c889d6
-import base64, io, json, math, os, random, shutil, time
+import base64, io, json, math, multiprocessing, os, random, shutil, threading, time
 from dataclasses import asdict, dataclass, fields, replace
 from itertools import islice
 from pathlib import Path
@@ -21,26 +21,47 @@ import torch.nn.functional as F
 from fastcore.basics import patch
 
 from .loss import GAPS, OBJECTIVES, REDUCTIONS, group_advantages
-from .rollout import (Policy, Rollouts, encode, expert_rows, ratio_floor, recompute_activations,
-                             rollout, stack, with_experts)
+from .rollout import (Policy, Rollouts, encode, expert_rows, fingerprint, ratio_floor,
+                             recompute_activations, rollout, stack, with_experts)
 from .tasks import verifier_stats
 
 # %% ../nbs/02_train.ipynb #79ca8f07
+_FROM_ZERO = ("seed", "steps", "sample_prompts")      # whole numbers that may be 0
+_SHARES = ("prune", "overlong")                       # numbers below 1
+
+def _is(v, *kinds): return isinstance(v, kinds) and (bool in kinds or not isinstance(v, bool))
+
+def _check_kind(name, kind, v):
+    "Refuse a value that is no such text, truth value or number."
+    if kind is bool and not _is(v, bool):
+        raise ValueError(f"{name} must be true or false, not {v!r}")
+    if kind is str and not _is(v, str):
+        raise ValueError(f"{name} must be a text, not {v!r}")
+    least = 0 if name in _FROM_ZERO else 1
+    if kind is int and not (_is(v, int) and v >= least):
+        raise ValueError(f"{name} must be a whole number of at least {least}, not {v!r}")
+    if kind is float and not (_is(v, int, float) and 0 <= v < float("inf")):
+        raise ValueError(f"{name} must be a finite number of at least 0, not {v!r}")
+    if name in _SHARES and not v < 1:
+        raise ValueError(f"{name} must be a share below 1, not {v!r}")
+
 def _check(cfg):
     "Refuse options with which a run means nothing."
-    for name, choices in dict(method=OBJECTIVES, gap=GAPS, reduce=(None, *REDUCTIONS)).items():
-        if getattr(cfg, name) not in choices: raise ValueError(f"{name} must be one of {', '.join(filter(None, choices))}, not {getattr(cfg, name)!r}")
     for f in fields(cfg):
-        if (v := getattr(cfg, f.name)) is None and f.default is None: continue
-        least = 0 if f.name in ("seed", "steps", "sample_prompts") else 1
-        kind = getattr(f.type, "__args__", (f.type,))[0]
-        if kind in ("int", int):
-            if not isinstance(v, int) or isinstance(v, bool) or v < least: raise ValueError(f"{f.name} must be a whole number of at least {least}, not {v!r}")
-        if kind in ("float", float):
-            if f.name in ("prune", "overlong") and not v < 1: raise ValueError(f"{f.name} must be a share below 1, not {v!r}")
-            if isinstance(v, bool) or not isinstance(v, (int, float)) or not 0 <= v < float("inf"): raise ValueError(f"{f.name} must be a finite number of at least 0, not {v!r}")
-    if cfg.temperature == 0: raise ValueError("temperature must be above 0: greedy groups are all alike and teach nothing")
-    if cfg.prompts % cfg.mini_batches: raise ValueError(f"prompts ({cfg.prompts}) must be a multiple of mini_batches ({cfg.mini_batches}): groups stay whole")
+        v = getattr(cfg, f.name)
+        if v is not None or f.default is not None:
+            _check_kind(f.name, getattr(f.type, "__args__", (f.type,))[0], v)
+
+    # options that go together, or have names to choose from
+    for name, choices in dict(method=OBJECTIVES, gap=GAPS, reduce=(None, *REDUCTIONS)).items():
+        if (v := getattr(cfg, name)) not in choices:
+            known = ", ".join(filter(None, choices))
+            raise ValueError(f"{name} must be one of {known}, not {v!r}")
+    if cfg.temperature == 0:
+        raise ValueError("temperature must be above 0: greedy groups are alike and teach nothing")
+    if cfg.prompts % cfg.mini_batches:
+        raise ValueError(f"prompts ({cfg.prompts}) must be a multiple of mini_batches"
+                         f" ({cfg.mini_batches}): groups stay whole")
 
 # %% ../nbs/02_train.ipynb #c0a841f0
 @dataclass(frozen=True)
@@ -182,6 +203,19 @@ def add_up(weights:list, total:dict)->dict:
     for w, g in zip(weights, flat.split([w.numel() for w in weights])): w.grad = g.view_as(w)
     parts = gathered(total)
     return {k: sum(p.get(k, 0.) for p in parts) for k in dict.fromkeys(k for p in parts for k in p)}
+
+# %% ../nbs/02_train.ipynb #5e0d0a02
+def end_with(
+    parent:int,     # number of the process that started this one
+):
+    "End this process as soon as the one that started it is gone, however it ended."
+    def watch():
+        if (starter := multiprocessing.parent_process()) is not None:
+            starter.join()
+        while os.getppid() == parent:
+            time.sleep(.5)
+        os._exit(1)
+    threading.Thread(target=watch, daemon=True).start()
 
 # %% ../nbs/02_train.ipynb #7c1e0b15
 def moved(ro:Rollouts, device)->Rollouts: return replace(ro, **{f.name: v.to(device) for f in fields(Rollouts) if torch.is_tensor(v := getattr(ro, f.name))})
@@ -452,6 +486,9 @@ def save_checkpoint(folder,              # of the run's checkpoints
     return done
 
 # %% ../nbs/02_train.ipynb #7c1e0d13
+class Unreadable(ValueError):
+    "A checkpoint whose files are damaged."
+
 def load_checkpoint(path,               # folder/step-N
                     policy:Policy,      # of the same model, with an adapter of the same shape
                     optimizer,          # over `policy.trainable`
@@ -460,11 +497,25 @@ def load_checkpoint(path,               # folder/step-N
     import safetensors.torch as st
     from safetensors import SafetensorError
     from peft import get_peft_model_state_dict, set_peft_model_state_dict
+    folder = Path(path)
+    note = folder/"adapter"/"base.json"
     try:
-        state, adapter, tensors = json.loads((Path(path)/"state.json").read_text()), st.load_file(Path(path)/"adapter"/"adapter_model.safetensors"), st.load_file(Path(path)/"state.safetensors")
-    except (OSError, ValueError, SafetensorError) as e: raise ValueError(f"the checkpoint {path} cannot be read ({' '.join(str(e).split())})") from None
+        state = json.loads((folder/"state.json").read_text())
+        base = json.loads(note.read_text()).get("fingerprint") if note.exists() else None
+        adapter = st.load_file(folder/"adapter"/"adapter_model.safetensors")
+        tensors = st.load_file(folder/"state.safetensors")
+    except (OSError, ValueError, SafetensorError) as e:
+        why = " ".join(str(e).split())
+        raise Unreadable(f"the checkpoint {path} cannot be read ({why})") from None
+
+    # the same model, and an adapter of the same shape
+    if base not in (None, fingerprint(policy.model)):
+        raise ValueError(f"the checkpoint {path} belongs to another base model: give the run"
+                         " another --out, or the model that it began with")
     mine = {k: v.shape for k, v in get_peft_model_state_dict(policy.model).items()}
-    if mine != {k: v.shape for k, v in adapter.items()}: raise ValueError(f"the checkpoint {path} is of another model or lora_rank: its adapter has other tensors than this policy's")
+    if mine != {k: v.shape for k, v in adapter.items()}:
+        raise ValueError(f"the checkpoint {path} is of another model or lora_rank: its adapter has"
+                         " other tensors than this policy's")
     set_peft_model_state_dict(policy.model, adapter)
     moments = {}
     for k, v in tensors.items():

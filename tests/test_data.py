@@ -1,5 +1,5 @@
 """Data: every format that people train from, every row that cannot be used, and files that mean harm."""
-import io, json, os, random, shutil
+import base64, io, json, os, random, shutil
 from pathlib import Path
 
 import datasets
@@ -791,3 +791,30 @@ def test_real_pictures_are_seen():
     assert len(got.sizes) == len(got) == 89 and got.kinds == {"no question": 1}
     # Pictures that are not at hand
     refused(Path(REAL)/"mmmu_pro/judged_gpt4o_standard10_cot.jsonl", "image tokens 160")
+
+
+def test_pictures_are_told_apart_without_decoding_them(tmp_path, monkeypatch):
+    "By the bytes as stored, wherever they are: in the table, in a file, in the text."
+    from calibrl.eval import problem_hash
+    stored = [png(p.images[0]) for p in problems()[:2]]
+    for n, data_ in enumerate(stored):
+        (tmp_path/f"{n}.png").write_bytes(data_)
+    text = lambda n: f"data:image/png;base64,{base64.b64encode(stored[n]).decode()}"
+    cells = lambda n: [f"{n}.png", [f"{n}.png"], {"path": f"{n}.png"}, text(n)]
+    row = lambda image: json.dumps({"question": "Q?", "answer": "1", "image": image}) + "\n"
+    for a, b in zip(cells(0), cells(1)):
+        found = []
+        for value in (a, b, a):
+            (tmp_path/"x.jsonl").write_text(row(value))
+            found.append(load_problems(tmp_path/"x.jsonl")[0])
+        with monkeypatch.context() as m:
+            m.setattr(data, "_decode", lambda *_: pytest.fail("a picture was decoded"))
+            one, two, again = map(problem_hash, found)
+        assert one == again != two
+    (tmp_path/"0.png").write_bytes(stored[1])                  # the file changed, its name did not
+    (tmp_path/"x.jsonl").write_text(row("0.png"))
+    p = load_problems(tmp_path/"x.jsonl")[0]
+    before = problem_hash(p)
+    (tmp_path/"0.png").write_bytes(stored[0])
+    assert problem_hash(p) != before
+    assert len({problem_hash(q) for q in load_problems(FIXTURES/"geometry3k.parquet")}) == N

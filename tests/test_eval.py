@@ -10,6 +10,7 @@ import sys
 import time
 
 import pytest
+import torch
 
 import miniatures
 from calibrl.cli import main
@@ -219,7 +220,8 @@ def test_what_is_missing_is_said_and_the_rest_goes_on(minis, tmp_path, capsys):
     assert len(read_answers(tmp_path/"a/answers.jsonl")) == 2 and (tmp_path/"a/report.html").exists()
     assert main([*common, "--benchmarks", "geometry_test,amc23", "--out", str(tmp_path/"a")]) == 0                    # now it is there: the same folder is completed
     assert len(read_answers(tmp_path/"a/answers.jsonl")) == 4
-    assert main([*common, "--benchmarks", "amc23", "--seed", "1", "--out", str(tmp_path/"a")]) == 2 and "seed 0, now 1" in capsys.readouterr().err
+    assert main([*common, "--benchmarks", "amc23", "--seed", "1", "--out", str(tmp_path/"a")]) == 2
+    assert "seed was 0 and is 1 now" in capsys.readouterr().err
     assert main([*common, "--benchmarks", "geometry_test", "--against", str(tmp_path/"a"), "--out", str(tmp_path/"b")]) == 0
     assert "Against the other run" in (tmp_path/"b/report.html").read_text()
     for more, word in [(["--data-dir", "/no/dir"], "is no folder"), (["--against", "/no/run"], "no answers in")]:
@@ -241,6 +243,172 @@ def test_a_killed_evaluation_goes_on_with_identical_results(tmp_path):
     again, whole = start(tmp_path/"cut"), start(tmp_path/"whole")
     assert again.wait(300) == 0 and whole.wait(300) == 0
     for name in ("answers.jsonl", "summary.json", "results.md", "report.html"): assert (tmp_path/"cut"/name).read_bytes() == (tmp_path/"whole"/name).read_bytes(), name
+
+
+def save_adapter(tiny, folder, size):
+    "An adapter whose zero half is filled with `size`: another policy for another size."
+    from calibrl.rollout import Policy
+    policy = Policy.from_pretrained(tiny, lora_rank=4)
+    with torch.no_grad():
+        for name, w in policy.model.named_parameters():
+            if "lora_B" in name:
+                w.fill_(size)
+    shutil.rmtree(folder, ignore_errors=True)
+    policy.save(folder)
+    return folder
+
+
+def one_line(capsys):
+    "The one line that a refused command says."
+    lines = capsys.readouterr().err.strip().splitlines()
+    assert "Traceback" not in "".join(lines), lines
+    return lines[-1]
+
+
+def asked_of(adapter, out):
+    "The command line of a small evaluation."
+    benchmarks = ["--benchmarks", "geometry_test", "--limit", "6"]
+    return ["eval", *benchmarks, "--adapter", str(adapter), "--out", str(out)]
+
+
+def test_a_replaced_adapter_gets_answers_of_its_own(tiny, tmp_path, capsys):
+    "Not those that the folder holds, whole or half, of the one that had its name before."
+    adapter, out = tmp_path/"adapter", tmp_path/"e"
+    save_adapter(tiny, adapter, 0.)
+    assert main(asked_of(adapter, out)) == 0
+    first = (out/"answers.jsonl").read_bytes()
+    save_adapter(tiny, adapter, .05)
+    assert main(asked_of(adapter, tmp_path/"other")) == 0
+    assert (tmp_path/"other/answers.jsonl").read_bytes() != first
+    capsys.readouterr()
+
+    # a finished evaluation and an interrupted one, each as it was
+    half = b"".join(first.splitlines(True)[:3])
+    for text in (first, half):
+        (out/"answers.jsonl").write_bytes(text)
+        assert main(asked_of(adapter, out)) == 2
+        said = one_line(capsys)
+        assert "adapter was" in said and "give another --out" in said
+        assert (out/"answers.jsonl").read_bytes() == text
+
+
+def test_an_adapter_that_only_moved_goes_on(tiny, tmp_path):
+    "What counts is what it holds, not where it lies."
+    out = tmp_path/"e"
+    assert main(asked_of(save_adapter(tiny, tmp_path/"here", .05), out)) == 0
+    whole = (out/"answers.jsonl").read_bytes()
+    (tmp_path/"here").rename(tmp_path/"there")
+    (out/"answers.jsonl").write_bytes(b"".join(whole.splitlines(True)[:2]))
+    assert main(asked_of(tmp_path/"there", out)) == 0
+    assert (out/"answers.jsonl").read_bytes() == whole
+
+
+def test_a_folder_that_does_not_say_who_answered_is_not_gone_on_with(tiny, tmp_path, capsys):
+    adapter, out = save_adapter(tiny, tmp_path/"adapter", 0.), tmp_path/"e"
+    assert main(asked_of(adapter, out)) == 0
+    about = json.loads((out/"eval.json").read_text())
+    about.pop("policy", None)
+    (out/"eval.json").write_text(json.dumps(about))
+    capsys.readouterr()
+    assert main(asked_of(adapter, out)) == 2
+    said = one_line(capsys)
+    assert "does not say which weights answered" in said and "give another --out" in said
+
+
+def test_answers_to_other_rows_are_not_reused(minis, tmp_path, capsys):
+    "A data file of the same name whose rows changed, or became more."
+    data = tmp_path/"data"
+    data.mkdir()
+    rows = [json.loads(line) for line in (minis/"amc23.jsonl").read_bytes().split(b"\n") if line]
+    write = lambda rows: (data/"amc23.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
+    out, command = tmp_path/"e", ["eval", "--benchmarks", "amc23", "--data-dir", str(data)]
+    command += ["--max-new-tokens", "8", "--out", str(out)]
+    write(rows)
+    assert main(command) == 0
+    whole = (out/"answers.jsonl").read_bytes()
+    assert main(command) == 0 and (out/"answers.jsonl").read_bytes() == whole
+    capsys.readouterr()
+    for key, value in (("question", "How much is 40 + 2?"), ("answer", 42.0)):
+        write([*rows[:-1], rows[-1] | {key: value}])
+        assert main(command) == 2
+        said = one_line(capsys)
+        assert f"row {len(rows) - 1} of amc23" in said and "give another folder" in said
+    write([*rows, rows[0]])
+    assert main(command) == 2
+    assert f"rows was {len(rows)} and is {len(rows) + 1} now" in one_line(capsys)
+
+
+def test_another_picture_is_another_problem(policy, tmp_path):
+    from dataclasses import replace
+    from calibrl.geometry import blind
+    ps = problems(3, split="test")
+    whole = run_benchmark(policy, ps, tmp_path/"a.jsonl", "x", max_new_tokens=8)
+    again = problems(3, split="test")
+    assert run_benchmark(policy, again, tmp_path/"a.jsonl", "x", max_new_tokens=8) == whole
+    changes = [blind(ps[1]), replace(ps[1], answer="-1"), replace(ps[1], options=("1", "2"))]
+    for other in [*changes, replace(ps[1], expert="x")]:
+        with pytest.raises(ValueError, match="row 1 of x .* give another folder"):
+            run_benchmark(policy, [ps[0], other, ps[2]], tmp_path/"a.jsonl", "x", max_new_tokens=8)
+    with torch.no_grad():
+        policy.trainable[1].add_(1.)
+    with pytest.raises(ValueError, match="adapter was .* give another folder"):
+        run_benchmark(policy, ps, tmp_path/"a.jsonl", "x", max_new_tokens=8)
+
+
+def test_the_identity_of_a_policy_is_what_it_holds(tiny, tmp_path):
+    "Its adapter's weights and their scale, and its base; not the name, the place or the precision."
+    from calibrl.eval import identity
+    from calibrl.rollout import Policy, export
+    one = save_adapter(tiny, tmp_path/"one", .05)
+    load = lambda **kw: identity(Policy.from_pretrained(tiny, **kw))
+    mine = load(adapter=one)
+    shutil.copytree(tiny, tmp_path/"copy")
+    assert mine == identity(Policy.from_pretrained(tmp_path/"copy", bits=4, adapter=one))
+    assert load(lora_rank=0)["adapter"] is None != mine["adapter"]
+
+    # the same matrices at another scale are another adapter
+    config = json.loads((one/"adapter_config.json").read_text())
+    (one/"adapter_config.json").write_text(json.dumps(config | {"lora_alpha": 99}))
+    assert load(adapter=one)["adapter"] != mine["adapter"]
+
+    # merging an adapter leaves the embeddings and the last norm, which a fingerprint looks at
+    for name, size in (("a", .05), ("b", .06)):
+        export(str(save_adapter(tiny, tmp_path/"adapter", size)), str(tmp_path/name), dtype="fp32")
+    a, b = (identity(Policy.from_pretrained(tmp_path/name, lora_rank=0)) for name in "ab")
+    assert a["base"] == b["base"] == mine["base"] and a["files"] != b["files"] != mine["files"]
+
+
+STRANGE = "a\u2028b\u2029c\u0085d\x0be\x1cf\rg"      # where str.splitlines ends a line
+
+
+def test_rows_end_at_newlines_alone(policy, tmp_path):
+    "Written by us or by others, a row with any character in it is read again."
+    from calibrl.eval import jsonl_line, read_jsonl
+    rows = [{"a": STRANGE}, {"a": "\ud800"}, {"a": 1}]
+    (tmp_path/"a.jsonl").write_bytes(b"".join(map(jsonl_line, rows)))
+    assert read_jsonl(tmp_path/"a.jsonl") == rows
+    assert len((tmp_path/"a.jsonl").read_text(encoding="utf-8").splitlines()) == 3
+
+    # as others write it: not escaped, a mark at the front, Windows' line ends, no end of the last
+    text = "\ufeff" + "\r\n\r\n".join(json.dumps({"a": STRANGE}, ensure_ascii=False) for _ in range(2))
+    (tmp_path/"b.jsonl").write_bytes(text.encode())
+    assert read_jsonl(tmp_path/"b.jsonl") == [rows[0]]*2
+    for bad, word in ((b"[1]\n", "line 1: no JSON object"), (b"{}\n\xff\n", "line 2: no JSON")):
+        (tmp_path/"c.jsonl").write_bytes(bad)
+        with pytest.raises(ValueError, match=word): read_jsonl(tmp_path/"c.jsonl")
+
+
+def test_answers_with_strange_line_ends_are_gone_on_with(policy, tmp_path):
+    ps = [Problem(f"Say{STRANGE}{i}", "1", id=f"x{STRANGE}") for i in range(3)]
+    whole = run_benchmark(policy, ps, tmp_path/"a.jsonl", "x", max_new_tokens=8)
+    raw = [json.dumps(r, ensure_ascii=False) + "\n" for r in whole[:2]]
+    (tmp_path/"a.jsonl").write_bytes("".join(raw).encode())          # as an older version wrote it
+    assert run_benchmark(policy, ps, tmp_path/"a.jsonl", "x", max_new_tokens=8) == whole
+    file, = to_lmms([r | {"responses": [STRANGE]} for r in whole], tmp_path/"logs")
+    back = from_lmms(file, ps, name="x")
+    assert [r["responses"] for r in back] == [[STRANGE]]*3
+    (tmp_path/"log.jsonl").write_bytes(file.read_bytes().rstrip(b"\n"))
+    assert len(from_lmms(tmp_path/"log.jsonl", ps, name="x")) == 3      # the last one counts, too
 
 
 @pytest.mark.browser

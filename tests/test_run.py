@@ -112,6 +112,113 @@ def test_the_same_command_says_what_it_finds(straight, tmp_path, capsys, monkeyp
     assert "going on from step-6" in out and same(read_lines(tmp_path/"used/metrics.jsonl"), read_lines(straight/"metrics.jsonl"))
 
 
+def small_data(path, n=6, change=None):
+    "A data file of n sums, each with an expert; `change` takes the place of keys in the last row."
+    rows = [{"question": f"Solve x+{i}={2*i}.", "answer": str(i),
+             "expert": f"<think>{i}</think><answer>{i}</answer>"} for i in range(1, n + 1)]
+    rows[-1] |= change or {}
+    path.write_text("".join(json.dumps(r) + "\n" for r in rows))
+
+
+def unfinished(out, into):
+    "A copy of a finished run as if it had been stopped after step 4."
+    shutil.copytree(out, into)
+    (into/"summary.json").unlink()
+    shutil.rmtree(into/"checkpoints/step-6")
+    return into
+
+
+def refused(argv, out, capsys, *words):
+    "A command that ends in one line and leaves the run as it is."
+    before = {p: p.stat().st_mtime_ns for p in out.rglob("*") if not p.name.startswith(".")}
+    capsys.readouterr()
+    assert main(argv) == 2
+    said = capsys.readouterr().err.strip().splitlines()[-1]
+    for word in (*words, "give another --out"):
+        assert word in said, said
+    assert before == {p: p.stat().st_mtime_ns for p in before}
+
+
+@pytest.fixture(scope="module")
+def from_a_file(tmp_path_factory):
+    "A finished run in words, on a data file and a copy of the policy in words: (folder, options)."
+    from calibrl.algebra import tiny_checkpoint
+    place = tmp_path_factory.mktemp("from")
+    small_data(place/"sums.jsonl")
+    shutil.copytree(tiny_checkpoint(), place/"model")
+    options = ["train", *SMALL, "--data", str(place/"sums.jsonl"), "--model", str(place/"model")]
+    assert main([*options, "--out", str(place/"run")]) == 0
+    return place, options
+
+
+@pytest.mark.parametrize("n, change, words", [
+    (6, {"question": "How much is 3+3?"}, ["data was"]), (6, {"expert": None}, ["data was"]),
+    (7, {}, ["data was", "rows was 6 and is 7 now"])])
+def test_other_data_under_the_same_name_are_refused(from_a_file, tmp_path, capsys, n, change, words):
+    place, options = from_a_file
+    out, data = unfinished(place/"run", tmp_path/"run"), place/"sums.jsonl"
+    small_data(data, n, change)
+    try:
+        refused([*options, "--out", str(out)], out, capsys, *words)
+    finally:
+        small_data(data)
+    assert main([*options, "--out", str(out)]) == 0        # as they were: it goes on
+    assert same(read_lines(out/"metrics.jsonl"), read_lines(place/"run/metrics.jsonl"))
+
+
+def test_another_base_under_the_same_name_is_refused(from_a_file, tmp_path, capsys):
+    from safetensors.torch import save_file
+    place, options = from_a_file
+    out, file = unfinished(place/"run", tmp_path/"run"), place/"model/model.safetensors"
+    weights, old = load_file(file), file.read_bytes()
+    name = next(n for n in weights if n.endswith("q_proj.weight"))      # no part of a fingerprint
+    save_file(weights | {name: weights[name] + .01}, file, metadata={"format": "pt"})
+    try:
+        refused([*options, "--out", str(out)], out, capsys, "files was")
+    finally:
+        file.write_bytes(old)
+
+
+def test_another_adapter_to_begin_from_is_refused(tiny, straight, tmp_path, capsys):
+    "Also before the first checkpoint, which would have replaced it."
+    shutil.copytree(straight/"adapter", tmp_path/"start")
+    out, options = tmp_path/"run", ["train", *SMALL, "--adapter", str(tmp_path/"start")]
+    assert main([*options, "--out", str(out)]) == 0
+    (out/"summary.json").unlink()
+    shutil.rmtree(out/"checkpoints")
+    Policy.from_pretrained(tiny).save(tmp_path/"start")
+    refused([*options, "--out", str(out)], out, capsys, "adapter was")
+
+
+def test_an_older_run_goes_on_and_says_what_cannot_be_checked(straight, tmp_path, capsys):
+    "Its checkpoints tell the base; of its data nothing is known. From then on it is."
+    import tomlkit
+    out = unfinished(straight, tmp_path/"run")
+    config = tomlkit.parse((out/"config.toml").read_text())
+    config["run"].pop("identity", None)
+    (out/"config.toml").write_text(tomlkit.dumps(config))
+    assert main(["train", *SMALL, "--out", str(out)]) == 0
+    assert "cannot be checked" in capsys.readouterr().err
+    assert same(read_lines(out/"metrics.jsonl"), read_lines(straight/"metrics.jsonl"))
+    noted = tomlkit.parse((out/"config.toml").read_text())["run"]["identity"]
+    whole = tomlkit.parse((straight/"config.toml").read_text())["run"]["identity"]
+    assert noted == whole and {"base", "files", "data", "rows"} == set(noted)
+
+
+def test_a_checkpoint_of_another_base_is_not_passed_over(straight, tiny, tmp_path, capsys):
+    "A run would begin anew, and its log be cut to nothing."
+    out = unfinished(straight, tmp_path/"run")
+    note = out/"checkpoints/step-4/adapter/base.json"
+    note.write_text(json.dumps(json.loads(note.read_text()) | {"fingerprint": "0"*16}))
+    policy = Policy.from_pretrained(tiny)
+    with pytest.raises(ValueError, match="step-4 belongs to another base model"):
+        T.load_checkpoint(out/"checkpoints/step-4", policy, T.make_optimizer(policy, T.Config()))
+    log = (out/"metrics.jsonl").read_bytes()
+    assert main(["train", *SMALL, "--out", str(out)]) == 2
+    assert "belongs to another base model" in capsys.readouterr().err
+    assert (out/"metrics.jsonl").read_bytes() == log
+
+
 def test_a_damaged_checkpoint_is_passed_over(straight, tmp_path, capsys):
     out = tmp_path/"run"
     shutil.copytree(straight, out); (out/"summary.json").unlink()

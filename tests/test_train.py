@@ -1,6 +1,6 @@
 """One step against a hand-made gradient, runs against their repetition, and configurations against nonsense."""
 import math
-from dataclasses import replace
+from dataclasses import fields, replace
 
 import pytest
 import torch
@@ -119,6 +119,35 @@ def test_nothing_to_train_is_said(tiny):
     ("prompts", 3, "multiple of mini_batches"), ("temperature", 0.0, "temperature must be above 0"), ("seed", -1, "seed must be")])
 def test_bad_options_are_named(option, value, message):
     with pytest.raises(ValueError, match=message): Config(**{option: value})
+
+
+def kinds():
+    "(option, its kind, whether it may be None) of every option."
+    for f in fields(Config):
+        yield f.name, getattr(f.type, "__args__", (f.type,))[0], f.default is None
+
+
+WRONG = {bool: ["no", "false", 0, 1, 0.0, []], str: [True, 3, ["grpo"]], int: ["3", True, 1.5, [1]],
+         float: ["0.5", True, [.5], float("nan")]}
+
+
+def test_every_option_has_a_kind_that_is_checked():
+    assert {kind for _, kind, _ in kinds()} == set(WRONG)
+
+
+@pytest.mark.parametrize("option, kind, none", kinds(), ids=lambda v: getattr(v, "__name__", str(v)))
+def test_values_of_another_kind_are_refused_by_name(option, kind, none):
+    "In TOML, `weigh_by_adv = \"no\"` is a text, and every text is true."
+    for value in WRONG[kind] + ([] if none else [None]):
+        with pytest.raises(ValueError, match=f"^{option} must be"): Config(**{option: value})
+    if kind is bool:
+        assert {getattr(Config(**{option: v}), option) for v in (True, False)} == {True, False}
+
+
+def test_a_text_for_a_truth_value_is_refused_in_a_file(tmp_path):
+    (tmp_path/"c.toml").write_text('weigh_by_adv = "no"\n')
+    with pytest.raises(ValueError, match="weigh_by_adv must be true or false, not 'no'"):
+        load_config(tmp_path/"c.toml")
 
 
 def test_configuration_files(tmp_path):
