@@ -18,7 +18,7 @@ import torch
 
 from .rollout import LORA_TARGETS, Policy, add_adapter, collate, encode, head_logps, rollout
 from .tasks import INSTRUCTION, Problem
-from .train import Config, train_step
+from .train import Config, end_with, train_step
 
 # %% ../nbs/07_bench.ipynb #a7105748
 def seconds(f):
@@ -284,15 +284,17 @@ def peak(work)->float:         # MiB
 def alone(what, side, args, tidy=True)->float:      # MiB
     "The peak of one side of `what` (head, step, split_step or group), in a process of its own; `tidy`: freed blocks from 1 MiB on are given back."
     import calibrl
-    code = f"from calibrl import bench; bench.alone_here({what!r}, {side!r}, {list(args)!r})"
+    asked = f"{what!r}, {side!r}, {list(args)!r}, {os.getpid()}"
+    code = f"from calibrl import bench; bench.alone_here({asked})"
     env = {**os.environ, **({"MALLOC_MMAP_THRESHOLD_": str(2**20)} if tidy else {}), "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join([str(Path(calibrl.__file__).parents[1]), os.environ.get("PYTHONPATH", "")])}
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=env)
     why = "killed: out of memory?" if done.returncode < 0 else (done.stderr.strip().splitlines() or ["no message"])[-1]
     if done.returncode: raise RuntimeError(f"measuring the memory of {what}, {side}, failed: {why}")
     return float(done.stdout.split()[-1])
 
-def alone_here(what, side, args):
-    "What `alone` runs."
+def alone_here(what, side, args, parent):
+    "What `alone` runs; it ends with the process that asked for it."
+    end_with(parent)
     torch.set_num_threads(1)
     if what == "head":
         _head_inputs(*args)

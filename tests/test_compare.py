@@ -1,6 +1,7 @@
 """Comparisons: what a name means, runs that go on where they were stopped, and figures from records alone."""
-import json, math, random
+import json, math, os, random, signal, subprocess, sys, time
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -40,6 +41,131 @@ def test_a_stopped_comparison_goes_on(folder, monkeypatch):
     C.compare(["grpo", "luffy"], [0, 1], SMALL, out, show=None, **EXAM)
     assert ran == [("luffy", 0), ("grpo", 1), ("luffy", 1)]
     with pytest.raises(ValueError, match="made with other settings"): C.compare(["grpo"], [0], replace(SMALL, lr=1e-3), out, show=None)
+
+
+@pytest.mark.parametrize("other, words", [
+    (dict(size=6), "size was 4 and is 6 now"), (dict(k=3), "k was 2 and is 3 now"),
+    (dict(bits=4), "bits was None and is 4 now"), (dict(model="changed"), "files was")])
+def test_a_record_of_another_exam_is_no_answer(folder, monkeypatch, tmp_path, tiny, other, words):
+    "Another size, number of answers, precision or model: nothing is returned, and nothing is run."
+    import shutil
+    from safetensors.torch import load_file, save_file
+    out, _, _ = folder
+    monkeypatch.setattr(C, "_in_parallel", lambda *a: pytest.fail("a run began"))
+    if "model" in other:
+        other = dict(model=str(tmp_path/"model"))
+        shutil.copytree(tiny, tmp_path/"model")
+        assert C.compare(["grpo"], [0], SMALL, out, show=None, **EXAM | other)      # a copy is the same
+        file = tmp_path/"model/model.safetensors"
+        weights = load_file(file)
+        name = next(n for n in weights if n.endswith("q_proj.weight"))
+        save_file(weights | {name: weights[name] + .01}, file, metadata={"format": "pt"})
+    with pytest.raises(ValueError, match=f"made with other settings .*{words}.*give another folder"):
+        C.compare(["grpo"], [0], SMALL, out, show=None, **EXAM | other)
+
+
+def test_other_problems_of_the_same_number_are_another_exam(folder, monkeypatch):
+    "As a later version of a world might draw them."
+    from calibrl import geometry
+    monkeypatch.setattr(C, "_in_parallel", lambda *a: pytest.fail("a run began"))
+    drawn = geometry.problems
+    other = lambda n, split: [replace(p, answer="1") for p in drawn(n, split=split)]
+    monkeypatch.setattr(geometry, "problems", other)
+    with pytest.raises(ValueError, match="made with other settings .*exam was"):
+        C.compare(["grpo"], [0], SMALL, folder[0], show=None, **EXAM)
+
+
+def test_a_record_that_says_nothing_of_its_exam_is_not_used(folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(C, "_in_parallel", lambda *a: pytest.fail("a run began"))
+    record = json.loads((folder[0]/"grpo-0.json").read_text())
+    record.pop("settings", None)
+    (tmp_path/"grpo-0.json").write_text(json.dumps(record))
+    with pytest.raises(ValueError, match="does not say how it was examined.*give another folder"):
+        C.compare(["grpo"], [0], SMALL, tmp_path, show=None, **EXAM)
+
+
+def test_a_record_says_what_it_is_of(folder):
+    from calibrl.eval import data_hash
+    for r in C.records(folder[0]):
+        s, who = r["settings"], r["identity"]
+        assert (s["size"], s["k"], s["bits"], s["world"], s["model"]) == (4, 2, None, "geometry", None)
+        assert s["exam"] == data_hash(problems(4, split="test") + problems(2, split="hard"))
+        assert who["rows"] == 4 and all(len(who[k]) == 16 for k in ("adapter", "base", "data"))
+    a, b = (r["identity"] for r in C.records(folder[0]))
+    assert a["data"] != b["data"] and a["adapter"] == b["adapter"]      # GRPO reads no expert
+
+
+def test_exams_of_two_kinds_share_no_table():
+    one, two = fake("grpo", 0, 3, .1), fake("calibrl", 0, 3, .1)
+    two["exam"] = {name: e | {"k": 5} for name, e in two["exam"].items()}
+    with pytest.raises(ValueError, match="cannot share a table"):
+        C.table([one, two])
+    with pytest.raises(ValueError, match="cannot share a table"):
+        C.table([one, fake("calibrl", 0, 3, .1) | {"world": "algebra"}])
+
+
+LONG = """
+from calibrl.compare import compare
+from calibrl.train import Config
+if __name__ == "__main__":
+    cfg = Config(steps=400, prompts=2, mini_batches=1)
+    compare(["grpo", "calibrl"], [0], cfg, {out!r}, jobs=2, show=None)
+"""
+
+
+def descendants(pid):
+    "Numbers of the processes that a process started, and those, and so on."
+    parents = {}
+    for entry in Path("/proc").iterdir():
+        try:
+            parents[int(entry.name)] = int((entry/"stat").read_text().rpartition(")")[2].split()[1])
+        except (ValueError, OSError):
+            continue
+    found = {pid}
+    while more := {p for p, parent in parents.items() if parent in found} - found:
+        found |= more
+    return found - {pid}
+
+
+def running(pids):
+    "Those of some processes that are there and no zombies."
+    alive = set()
+    for pid in pids:
+        try:
+            state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+        except OSError:
+            continue
+        alive |= {pid} - ({pid} if state == "Z" else set())
+    return alive
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="needs Linux's /proc")
+def test_workers_end_with_a_parent_that_is_killed(tmp_path):
+    "kill -9: the parent can say goodbye to nobody, and a worker holds a gigabyte."
+    (tmp_path/"long.py").write_text(LONG.format(out=str(tmp_path/"records")))
+    env = {**os.environ, "OMP_NUM_THREADS": "1"}
+    parent = subprocess.Popen([sys.executable, str(tmp_path/"long.py")], env=env)
+    started = set()
+    try:
+        end = time.monotonic() + 240
+        while len(list((tmp_path/"records").glob("*.at"))) < 2:
+            started = descendants(parent.pid)
+            assert parent.poll() is None and time.monotonic() < end
+            time.sleep(.1)
+        started |= descendants(parent.pid)
+        assert len(running(started)) >= 3                          # two workers, and what helps them
+        parent.send_signal(signal.SIGKILL)
+        parent.wait()
+        end = time.monotonic() + 20
+        while running(started) and time.monotonic() < end:
+            time.sleep(.1)
+        assert running(started) == set()
+    finally:
+        for pid in {parent.pid} | running(started):
+            try:
+                os.kill(pid, signal.SIGKILL)
+            except ProcessLookupError:
+                pass
 
 
 def test_the_process_changes_nothing(folder, tmp_path):
@@ -127,11 +253,16 @@ def test_live_table(tmp_path):
 
 
 def test_the_shipped_records_are_whole_and_small():
-    from pathlib import Path
     folder = Path(__file__).parent.parent/"nbs/records/compare"
     files = sorted(folder.glob("*.jsonl"))
     assert files and sum(f.stat().st_size for f in folder.iterdir()) < 1_500_000
     runs = C.records(*files)
     keys = [(r["spec"], r["seed"], r.get("world", "geometry"), json.dumps(r["config"])) for r in runs]
     assert len(set(keys)) == len(keys) and all(math.isfinite(v) for r in runs for v in C.figures(r).values())
+    assert len(runs) == 273
+    for r in runs:
+        said = r["settings"]
+        assert (said["size"], said["k"], said["model"], said["bits"]) == (96, 8, None, None)
+        assert said["world"] == r.get("world", "geometry")
+        assert [(r["exam"][e]["n"], r["exam"][e]["k"]) for e in ("test", "hard")] == [(96, 8), (48, 8)]
     assert {"grpo", "calibrl", "dapo", "luffy", "sft_grpo", "dr_grpo", "rl_plus"} <= {r["spec"] for r in C.records(folder/"main.jsonl")}
