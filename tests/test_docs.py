@@ -1,5 +1,6 @@
-"""The tools that make the README and the site, on small inputs; the site itself when it has been built."""
-import json, re, sys
+"""The tools that make the README and the site, on small inputs; the site itself when it has been
+built."""
+import json, re, shutil, sys
 from pathlib import Path
 import pytest
 
@@ -8,28 +9,43 @@ sys.path.insert(0, str(ROOT/"tools"))
 import badges, build_docs, check_sync, readme
 
 
+def cell(kind, source, outputs=(), *, number):
+    "A cell of a small notebook."
+    made = {"id": f"c{number}", "metadata": {}, "source": source.splitlines(True)}
+    if kind == "md":
+        return made | {"cell_type": "markdown"}
+    return made | {"cell_type": "code", "outputs": list(outputs), "execution_count": None}
+
+
 def notebook(path, *cells):
     "A small notebook: each cell is ('md' | 'code', source) or ('code', source, outputs)."
-    made = [{"cell_type": "markdown" if kind == "md" else "code", "id": f"c{n}", "metadata": {}, "source": source.splitlines(True),
-             **({} if kind == "md" else {"outputs": rest[0] if rest else [], "execution_count": None})} for n, (kind, source, *rest) in enumerate(cells)]
-    path.write_text(json.dumps({"cells": made, "metadata": {}, "nbformat": 4, "nbformat_minor": 5}), encoding="utf-8")
+    made = [cell(*parts, number=number) for number, parts in enumerate(cells)]
+    text = json.dumps({"cells": made, "metadata": {}, "nbformat": 4, "nbformat_minor": 5})
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text, encoding="utf-8")
     return path
 
 
 def test_readme_keeps_text_code_and_printed_output(tmp_path):
     out = [{"output_type": "stream", "name": "stdout", "text": ["4\n"]}]
-    made = readme.readme(notebook(tmp_path/"index.ipynb", ("md", "# calibrl\n\nSee [the loss](00_loss.ipynb)."), ("code", "#| hide\nsecret()"), ("code", "2 + 2", out)))
+    made = readme.readme(notebook(
+        tmp_path/"index.ipynb",
+        ("md", "# calibrl\n\nSee [the loss](00_loss.ipynb)."),
+        ("code", "#| hide\nsecret()"),
+        ("code", "2 + 2", out)))
     assert "# calibrl" in made and "](nbs/00_loss.ipynb)" in made
     assert "secret" not in made and "```python\n2 + 2\n```\n\n```\n4\n```" in made
 
 
 def test_readme_finds_pictures_and_pages(tmp_path):
-    made = readme.readme(notebook(tmp_path/"index.ipynb", ("md", "![a](images/a.svg) [b](pages/b.md)")))
+    text = "![a](images/a.svg) [b](pages/b.md)"
+    made = readme.readme(notebook(tmp_path/"index.ipynb", ("md", text)))
     assert "](nbs/images/a.svg)" in made and "](nbs/pages/b.md)" in made
 
 
 def test_badges_say_what_the_settings_say():
-    for name, svg in badges.badges().items(): assert (ROOT/"nbs/images"/name).read_text(encoding="utf-8") == svg, "run tools/badges.py"
+    for name, svg in badges.badges().items():
+        assert (ROOT/"nbs/images"/name).read_text(encoding="utf-8") == svg, "run tools/badges.py"
 
 
 def test_readme_leaves_other_links_alone(tmp_path):
@@ -37,48 +53,140 @@ def test_readme_leaves_other_links_alone(tmp_path):
     assert text in readme.readme(notebook(tmp_path/"index.ipynb", ("md", text)))
 
 
-def test_a_page_is_named_after_its_module(tmp_path):
-    assert build_docs.module_of(notebook(tmp_path/"00_loss.ipynb", ("md", "# The loss"), ("code", "#| default_exp loss"))) == "loss"
-    assert build_docs.module_of(notebook(tmp_path/"index.ipynb", ("md", "# calibrl"))) == "index"
+PAGES = [  # notebook, what it exports to, its page
+    ("00_loss.ipynb", "loss", "loss.ipynb"),
+    ("00c_viz.ipynb", "viz.__init__", "viz.ipynb"),
+    ("viz/toy.ipynb", "viz.toy", "viz/toy.ipynb"),
+    ("viz/01_toy.ipynb", "viz.toy", "viz/toy.ipynb"),
+    ("index.ipynb", None, "index.ipynb"),
+    ("tutorials/alpha.ipynb", None, "tutorials/alpha.ipynb"),
+]
 
 
-def test_exported_code_is_shown_in_the_book_and_no_other_code_runs(tmp_path):
-    nb = json.loads(build_docs.show_source(notebook(tmp_path/"a.ipynb", ("code", "#| export\ndef f(): pass"), ("code", "#| exporti\nx = 1"), ("code", "import os\nos.abort()"), ("code", "#| hide_input\n1")).read_text()))
-    assert [c["source"] for c in nb["cells"]][:4] == ["#| exports\ndef f(): pass", "#| exporti\nx = 1", "#| eval: false\nimport os\nos.abort()", "#| eval: false\n#| echo: false\n1"]
+@pytest.mark.parametrize("name, module, page", PAGES)
+def test_a_page_is_named_after_its_module(tmp_path, name, module, page):
+    first = ("code", f"#| default_exp {module}") if module else ("code", "1")
+    path = notebook(tmp_path/name, ("md", "# A title"), first)
+    assert build_docs.page_of(path, tmp_path).as_posix() == page
+
+
+LINKS = [  # where a link stands, the link, what it becomes
+    (".", "00c_viz.ipynb", "viz.ipynb"),
+    (".", "viz/01_toy.ipynb", "viz/toy.ipynb"),
+    ("viz", "01_toy.ipynb", "toy.ipynb"),
+    ("viz", "../00c_viz.ipynb", "../viz.ipynb"),
+    ("tutorials", "../viz/01_toy.ipynb", "../viz/toy.ipynb"),
+    ("tutorials", "00c_viz.ipynb", "00c_viz.ipynb"),
+    (".", "https://example.org/00c_viz.ipynb", "https://example.org/00c_viz.ipynb"),
+]
+
+
+@pytest.mark.parametrize("folder, link, mended", LINKS)
+def test_links_follow_the_pages(folder, link, mended):
+    pages = {"00c_viz.ipynb": Path("viz.ipynb"), "viz/01_toy.ipynb": Path("viz/toy.ipynb")}
+    assert build_docs.relink(f"[x]({link})", Path(folder), pages) == f"[x]({mended})"
+
+
+SHOWN = [  # the source of a cell, the source that nbdev is given
+    ("#| export\ndef f(): pass", "#| exports\ndef f(): pass"),
+    ("#| exporti\nx = 1", "#| exports\n#| include: false\nx = 1"),
+    ("import os\nos.abort()", "#| eval: false\nimport os\nos.abort()"),
+    ("#| hide_input\n1", "#| eval: false\n#| echo: false\n1"),
+    ("#| default_exp viz.toy", "#| default_exp viz.toy"),
+]
+
+
+@pytest.mark.parametrize("source, shown", SHOWN)
+def test_exported_code_is_shown_in_the_book_and_no_other_code_runs(tmp_path, source, shown):
+    text = notebook(tmp_path/"a.ipynb", ("code", source)).read_text()
+    (made,) = json.loads(build_docs.show_source(text))["cells"]
+    assert made["source"] == shown
+
+
+def signature(name):
+    "The two cells that nbdev makes of an exported function, outputs and all."
+    text = f"header\n```python\n{name}(x)\n```\n*About {name}.*"
+    out = [{"output_type": "display_data", "metadata": {}, "data": {"text/markdown": text}}]
+    return (("code", f"show_doc({name})", out),
+            ("code", build_docs.EXPORTED + f"def {name}(x):\n    return x"))
+
+
+def test_the_api_page_names_a_wings_room_and_links_to_it(tmp_path):
+    inner = build_docs.EXPORTED + build_docs.INNER + "\ndef inner(): pass"
+    page = notebook(tmp_path/"viz/toy.ipynb", *signature("run"), ("code", inner))
+    notebook(tmp_path/"loss.ipynb", *signature("gap"))
+    (tmp_path/"api.md").write_text("# API")
+    (tmp_path/"sidebar.yml").write_text("- viz/toy.ipynb\n- loss.ipynb")
+    build_docs.arrange(tmp_path)
+    api = (tmp_path/"api.md").read_text()
+    assert re.findall("^## (.*)", api, flags=re.M) == ["calibrl.viz.toy {#viz-toy}",
+                                                      "calibrl.loss {#loss}"]
+    assert "[In its chapter](viz/toy.html#run)" in api and "inner" not in api
+    sources = ["".join(cell["source"]) for cell in json.loads(page.read_text())["cells"]]
+    assert sources == ["### `run` {#run}", "def run(x):\n    return x",
+                       '<span id="inner"></span>', "def inner(): pass"]
 
 
 def test_broken_links_are_found(tmp_path):
-    (tmp_path/"index.html").write_text('<h2 id="here">x</h2><a href="#here">a</a><a href="#gone">b</a><a href="no.html">c</a><a href="https://example.org">d</a>'
-                                       '<script src="https://example.org/x.js"></script><code>&lt;a href="in_code.html"&gt;</code>')
-    (tmp_path/"a.css").write_text("@import url(https://example.org/font.css); b { background: url(https://example.org/b.png) }")
+    (tmp_path/"index.html").write_text(
+        '<h2 id="here">x</h2><a href="#here">a</a><a href="#gone">b</a><a href="no.html">c</a>'
+        '<a href="wing/room.html#far">d</a><a href="https://example.org">e</a>'
+        '<script src="https://example.org/x.js"></script>'
+        '<code>&lt;a href="in_code.html"&gt;</code>')
+    (tmp_path/"wing").mkdir()
+    room = '<a href="../index.html#here">a</a><a href="up.html">b</a>'
+    (tmp_path/"wing/room.html").write_text(room)
+    (tmp_path/"a.css").write_text("@import url(https://example.org/font.css);"
+                                  "b { background: url(https://example.org/b.png) }")
     found = "\n".join(build_docs.broken_links(tmp_path))
-    for part in ("#gone has no such place", "no.html is not there", "<script> loads https://example.org/x.js", "a.css: loads https://example.org/b.png"): assert part in found
-    for part in ("#here", "in_code", "index.html: https"): assert part not in found
+    for part in ("#gone has no such place", "no.html is not there",
+                 "wing/room.html#far has no such place", "wing/room.html: up.html is not there",
+                 "<script> loads https://example.org/x.js",
+                 "a.css: loads https://example.org/b.png"):
+        assert part in found
+    for part in ("#here", "in_code", "index.html: https"):
+        assert part not in found
 
 
 def test_cells_without_an_id_are_found():
-    assert list(check_sync.without_id(json.dumps({"cells": [{"id": "ab"}, {}, {"id": ""}]}))) == [1, 2]
+    text = json.dumps({"cells": [{"id": "ab"}, {}, {"id": ""}]})
+    assert list(check_sync.without_id(text)) == [1, 2]
+
+
+GENERATED = check_sync.GENERATED
 
 
 def test_the_sync_check_sees_a_module_edited_by_hand(tmp_path):
     root = tmp_path/"calibrl"
-    for name in ("nbs", "calibrl"): (root/name).mkdir(parents=True)
-    for name in ("settings.ini", "setup.py", "pyproject.toml"): (root/name).write_bytes((ROOT/name).read_bytes())
-    notebook(root/"nbs/00_loss.ipynb", ("md", "# Loss\n\n> One."), ("code", "#| default_exp loss"), ("code", "#| export\ndef one(): return 1"))
-    (root/"calibrl/__init__.py").write_bytes((ROOT/"calibrl/__init__.py").read_bytes())
+    for name in ("settings.ini", "setup.py", "pyproject.toml", "calibrl/__init__.py"):
+        (root/name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(ROOT/name, root/name)
+    for name, module in (("00_loss", "loss"), ("00c_viz", "viz.__init__"), ("viz/toy", "viz.toy")):
+        notebook(root/f"nbs/{name}.ipynb", ("md", "# Title\n\n> One."),
+                 ("code", f"#| default_exp {module}"), ("code", "#| export\ndef one(): return 1"))
     missing = check_sync.differences(root)
-    assert any(line.startswith("calibrl/loss.py: missing") for line in missing)
-    (root/"calibrl/loss.py").write_text(check_sync.GENERATED + "\ndef one(): return 2\n")
-    (root/"calibrl/gone.py").write_text(check_sync.GENERATED + "\n")
+    for made in ("loss", "viz/__init__", "viz/toy"):
+        assert any(line.startswith(f"calibrl/{made}.py: missing") for line in missing)
+    (root/"calibrl/viz").mkdir()
+    for edited in ("loss", "viz/toy"):
+        (root/f"calibrl/{edited}.py").write_text(GENERATED + "\ndef one(): return 2\n")
+    for gone in ("gone", "viz/gone"):
+        (root/f"calibrl/{gone}.py").write_text(GENERATED + "\n")
     found = check_sync.differences(root)
-    assert any(line.startswith("calibrl/loss.py: differs") for line in found) and any(line.startswith("calibrl/gone.py: no notebook") for line in found)
-    assert (root/"calibrl/loss.py").read_text().endswith("return 2\n"), "a check must change nothing"
+    for start in ("loss.py: differs", "viz/toy.py: differs", "gone.py: no notebook",
+                  "viz/gone.py: no notebook"):
+        assert any(line.startswith(f"calibrl/{start}") for line in found)
+    text = (root/"calibrl/loss.py").read_text()
+    assert text.endswith("return 2\n"), "a check must change nothing"
 
 
 def test_every_chapter_is_in_the_sidebar():
-    text = (ROOT/"nbs/sidebar.yml").read_text(encoding="utf-8")
-    listed = {line.split("- ")[1].strip() for line in text.splitlines() if line.strip().endswith((".ipynb", ".md"))}
-    there = {p.relative_to(ROOT/"nbs").as_posix() for kind in ("ipynb", "md") for p in (ROOT/"nbs").rglob(f"*.{kind}") if ".ipynb_checkpoints" not in p.parts}
+    lines = (ROOT/"nbs/sidebar.yml").read_text(encoding="utf-8").splitlines()
+    listed = {line.split("- ")[1].strip() for line in lines
+              if line.strip().endswith((".ipynb", ".md"))}
+    files = [*(ROOT/"nbs").rglob("*.ipynb"), *(ROOT/"nbs").rglob("*.md")]
+    there = {path.relative_to(ROOT/"nbs").as_posix() for path in files
+             if ".ipynb_checkpoints" not in path.parts}
     assert listed == there
 
 
@@ -98,6 +206,9 @@ def test_no_page_installs_from_an_index():
     assert wrong == []
 
 
-@pytest.mark.skipif(not (ROOT/"_docs/index.html").exists(), reason="the site is not built: make docs")
+BUILT = (ROOT/"_docs/index.html").exists()
+
+
+@pytest.mark.skipif(not BUILT, reason="the site is not built: make docs")
 def test_the_built_site_has_no_broken_link():
     assert list(build_docs.broken_links(ROOT/"_docs")) == []
