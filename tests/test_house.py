@@ -1,66 +1,197 @@
-"""The house rules: which room may use which, what an import costs, what a notebook may hold, what the wheel carries."""
-import ast, json, re, subprocess, sys, zipfile
+"""The house rules: which room may use which, what an import costs, what a notebook may hold,
+what the wheel carries."""
+import ast, graphlib, json, os, re, shutil, subprocess, sys, zipfile
 from configparser import ConfigParser
 from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-NOTEBOOKS = sorted(p for p in (ROOT/"nbs").rglob("*.ipynb") if ".ipynb_checkpoints" not in p.parts)
-MODULES = {p.stem: p for p in sorted((ROOT/"calibrl").glob("[a-z]*.py"))}
+PACKAGE = ROOT/"calibrl"
+
+
+def room_of(path):
+    "The room that a module is: `viz.toy` of calibrl/viz/toy.py, `viz` of calibrl/viz/__init__.py."
+    parts = path.relative_to(PACKAGE).with_suffix("").parts
+    return ".".join(part for part in parts if part != "__init__")
+
+
+def is_module(path):
+    return "__pycache__" not in path.parts and path.name != "_modidx.py"
+
+
+def is_source(path):
+    return ".ipynb_checkpoints" not in path.parts
+
+
+NOTEBOOKS = sorted(filter(is_source, (ROOT/"nbs").rglob("*.ipynb")))
+MODULES = {room_of(path): path for path in sorted(filter(is_module, PACKAGE.rglob("*.py")))}
+del MODULES[""]
 CONFIG = ConfigParser(delimiters=["="])
 CONFIG.read(ROOT/"settings.ini", encoding="utf-8")
 CONFIG = CONFIG["DEFAULT"]
 sys.path.insert(0, str(ROOT/"tools"))
 
-# A room may use the rooms named here. `cli` may use all; `train` and `eval` know nothing of each other.
-MAY_USE = {"loss": set(), "tasks": set(), "geometry": {"tasks"}, "algebra": {"tasks", "geometry"}, "viz": {"loss"}, "rollout": {"loss", "tasks"},
-           "data": {"tasks", "rollout"}, "plan": {"rollout", "train"},
-           "train": {"loss", "tasks", "rollout"}, "benchmarks": {"tasks", "data", "geometry"}, "eval": {"tasks", "rollout", "geometry", "benchmarks"},
-           "compare": {"train", "eval", "geometry", "algebra", "rollout", "loss", "tasks"}, "trl": {"loss", "tasks"}, "bench": {"tasks", "rollout", "train"}}
-HEAVY = {"transformers", "peft", "bitsandbytes", "datasets", "math_verify", "sympy", "accelerate", "trl"}
+# A room may use the rooms named here; `train` and `eval` know nothing of each other. A wing's room
+# is named with its wing, and the wing's name alone is its face. A room without a row is refused.
+MAY_USE = {
+    "algebra": {"tasks", "worlds.kit", "worlds.solutions", "worlds.start", "worlds.worded"},
+    "bench": {"rollout", "tasks", "train"},
+    "benchmarks": {"data", "geometry", "tasks"},
+    "compare": {"algebra", "eval", "geometry", "rollout", "train"},
+    "data": {"rollout", "tasks"},
+    "eval": {"benchmarks", "rollout", "tasks"},
+    "geometry": {"tasks", "worlds.drawing", "worlds.drawn", "worlds.kit", "worlds.lessons",
+                 "worlds.solutions", "worlds.start", "worlds.tiny_vl"},
+    "loss": set(),
+    "plan": {"rollout", "train"},
+    "rollout": {"tasks"},
+    "tasks": set(),
+    "train": {"loss", "rollout", "tasks"},
+    "viz": {"viz.animated", "viz.curves", "viz.figures", "viz.gallery", "viz.movable", "viz.page",
+            "viz.record", "viz.toy"},
+    "viz.animated": {"viz.figures", "viz.stage", "viz.toy"},
+    "viz.curves": {"viz.figures"},
+    "viz.figures": {"viz.record", "viz.toy"},
+    "viz.gallery": {"viz.figures"},
+    "viz.movable": {"loss", "viz.figures", "viz.record", "viz.stage", "viz.toy"},
+    "viz.page": {"viz.stage"},
+    "viz.record": {"loss"},
+    "viz.stage": set(),
+    "viz.toy": {"loss"},
+    "worlds": set(),
+    "worlds.drawing": {"worlds.kit"},
+    "worlds.drawn": {"worlds.kit", "worlds.shapes"},
+    "worlds.kit": set(),
+    "worlds.lessons": {"tasks", "worlds.drawing", "worlds.drawn", "worlds.kit", "worlds.start"},
+    "worlds.shapes": set(),
+    "worlds.solutions": {"worlds.kit"},
+    "worlds.start": {"worlds.kit", "worlds.solutions"},
+    "worlds.tiny_vl": {"tasks", "worlds.drawing", "worlds.drawn", "worlds.start"},
+    "worlds.worded": {"worlds.kit"},
+}
+MAY_USE["cli"] = set(MAY_USE)
+HEAVY = {"transformers", "peft", "bitsandbytes", "datasets", "math_verify", "sympy", "accelerate",
+         "trl"}
 
 
-def imports(tree):
-    "(first part of the module, the room of ours or None, whether at the top) for each import in `tree`."
-    top = set(tree.body) | {n for b in tree.body if isinstance(b, (ast.Try, ast.If, ast.With)) for n in ast.walk(b)}
+def nodes_at_top(tree):
+    "The statements that run when a module is imported, functions and classes apart."
+    blocks = [node for node in tree.body if isinstance(node, (ast.Try, ast.If, ast.With))]
+    return set(tree.body) | {node for block in blocks for node in ast.walk(block)}
+
+
+def absolute(node, room, is_face):
+    "The module that a `from ... import` names, written out from the package."
+    if not node.level:
+        return node.module
+    here = ["calibrl", *room.split(".")]
+    if not is_face:
+        here.pop()
+    here = here[:len(here) - node.level + 1]
+    return ".".join(here + ([node.module] if node.module else []))
+
+
+def imports(tree, room="", is_face=False):
+    "(module, names taken from it or None, whether at the top) for each import in `tree`."
+    top = nodes_at_top(tree)
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             for alias in node.names:
-                parts = alias.name.split(".")
-                yield parts[0], parts[1] if parts[0] == "calibrl" and len(parts) > 1 else None, node in top
+                yield alias.name, None, node in top
         elif isinstance(node, ast.ImportFrom):
-            parts = (node.module or "").split(".")
-            if node.level: parts = ["calibrl", *[p for p in parts if p]]
-            rooms = [parts[1]] if len(parts) > 1 else [alias.name for alias in node.names]
-            for room in rooms if parts[0] == "calibrl" else [None]: yield parts[0], room, node in top
+            names = [alias.name for alias in node.names]
+            yield absolute(node, room, is_face), names, node in top
 
 
-def wrong_rooms(name, source):
-    "The rooms of ours that module `name` uses and may not."
-    allowed = MAY_USE.get(name)
-    used = {room for package, room, _ in imports(ast.parse(source)) if package == "calibrl" and room in {*MAY_USE, "cli"}}
-    return set() if allowed is None else used - allowed - {name}
+def rooms_used(module, names):
+    "The rooms of ours that an import goes to; a name of a wing may be a room of it."
+    package, _, room = module.partition(".")
+    if package != "calibrl":
+        return set()
+    if names is None:
+        return {room} - {""}
+    inner = {f"{room}.{name}".strip(".") for name in names if not name.startswith("__")}
+    if not room:
+        return inner
+    return {name if name in MAY_USE else room for name in inner}
 
 
-def heavy_at_top(source): return {package for package, _, top in imports(ast.parse(source)) if top and package in HEAVY}
+def wrong_rooms(room, source, is_face=False):
+    "The rooms of ours that `room` uses and may not; a room without a row may use none."
+    used = set()
+    for module, names, _ in imports(ast.parse(source), room, is_face):
+        used |= rooms_used(module, names)
+    return used - MAY_USE.get(room, set()) - {room}
 
 
-@pytest.mark.parametrize("name", MODULES)
-def test_arrows_point_downwards(name):
-    assert wrong_rooms(name, MODULES[name].read_text(encoding="utf-8")) == set()
+def heavy_at_top(source):
+    "The heavy libraries that importing a module loads."
+    loaded = {module.split(".")[0] for module, _, top in imports(ast.parse(source)) if top}
+    return loaded & HEAVY
 
 
-@pytest.mark.parametrize("name", MODULES)
-def test_heavy_libraries_are_imported_where_they_are_used(name):
-    assert heavy_at_top(MODULES[name].read_text(encoding="utf-8")) == set()
+def test_each_room_has_a_row_and_each_row_a_room():
+    assert set(MODULES) == set(MAY_USE)
 
 
-def test_the_rules_see_what_they_forbid():
-    assert wrong_rooms("eval", "from calibrl.train import train") == {"train"}
-    assert wrong_rooms("train", "def f():\n    from .eval import evaluate") == {"eval"}
-    assert wrong_rooms("rollout", "import calibrl.viz") == {"viz"} == wrong_rooms("rollout", "from calibrl import viz")
-    assert wrong_rooms("viz", "from calibrl.loss import alpha_gate") == set()
-    assert heavy_at_top("try:\n    import transformers\nexcept ImportError: pass") == {"transformers"}
+def test_the_rules_have_no_circle():
+    list(graphlib.TopologicalSorter(MAY_USE).static_order())
+
+
+@pytest.mark.parametrize("room", MODULES)
+def test_arrows_point_downwards(room):
+    path = MODULES[room]
+    is_face = path.name == "__init__.py"
+    assert wrong_rooms(room, path.read_text(encoding="utf-8"), is_face) == set()
+
+
+@pytest.mark.parametrize("room", MODULES)
+def test_heavy_libraries_are_imported_where_they_are_used(room):
+    assert heavy_at_top(MODULES[room].read_text(encoding="utf-8")) == set()
+
+
+FORBIDDEN = [  # room, its code, what is wrong in it
+    ("eval", "from calibrl.train import train", {"train"}),
+    ("train", "def f():\n    from .eval import evaluate", {"eval"}),
+    ("rollout", "import calibrl.viz", {"viz"}),
+    ("rollout", "from calibrl import viz", {"viz"}),
+    ("rollout", "from calibrl.viz.figures import plot_gate", {"viz.figures"}),
+    ("rollout", "from .viz import figures, plot_gate", {"viz", "viz.figures"}),
+    ("viz.toy", "from .figures import plot_gate", {"viz.figures"}),
+    ("viz.toy", "from . import figures", {"viz.figures"}),
+    ("viz.toy", "from ..train import train", {"train"}),
+    ("viz.stage", "from .. import loss", {"loss"}),
+    ("train", "from calibrl.attic import old", {"attic"}),
+    ("attic", "from calibrl.loss import alpha_gate", {"loss"}),
+    ("viz.attic", "from .toy import toy_group", {"viz.toy"}),
+]
+ALLOWED = [
+    ("viz.toy", "from calibrl.loss import alpha_gate"),
+    ("viz.toy", "from ..loss import alpha_gate"),
+    ("viz.figures", "from .toy import toy_group\nfrom . import record"),
+    ("cli", "from . import __version__, viz\nfrom .viz import figures"),
+]
+
+
+@pytest.mark.parametrize("room, source, wrong", FORBIDDEN)
+def test_the_rules_see_what_they_forbid(room, source, wrong):
+    assert wrong_rooms(room, source) == wrong
+
+
+@pytest.mark.parametrize("room, source", ALLOWED)
+def test_the_rules_see_what_they_allow(room, source):
+    assert wrong_rooms(room, source) == set()
+
+
+def test_the_face_of_a_wing_looks_from_inside():
+    assert wrong_rooms("viz", "from .toy import toy_group", is_face=True) == set()
+    assert wrong_rooms("viz", "from ..train import train", is_face=True) == {"train"}
+
+
+def test_a_heavy_import_is_seen():
+    guarded = "try:\n    import transformers\nexcept ImportError: pass"
+    assert heavy_at_top(guarded) == {"transformers"}
+    assert heavy_at_top("from peft.tuners import lora") == {"peft"}
     assert heavy_at_top("def f():\n    import transformers") == set()
 
 
@@ -68,24 +199,40 @@ def trusting(source):
     "Calls of an Auto class's `from_pretrained` without trust_remote_code=False, in code as text."
     out = []
     for node in ast.walk(ast.parse(source)):
-        if not isinstance(node, ast.Call) or not isinstance(node.func, ast.Attribute): continue
+        if not isinstance(node, ast.Call) or not isinstance(node.func, ast.Attribute):
+            continue
         made = ast.unparse(node.func.value).split(".")[-1]
-        if node.func.attr != "from_pretrained" or not made.lower().startswith("auto"): continue
-        said = {k.arg: k.value for k in node.keywords}.get("trust_remote_code")
-        if isinstance(said, ast.Constant) and said.value is False: continue
+        if node.func.attr != "from_pretrained" or not made.lower().startswith("auto"):
+            continue
+        said = {keyword.arg: keyword.value for keyword in node.keywords}.get("trust_remote_code")
+        if isinstance(said, ast.Constant) and said.value is False:
+            continue
         out.append(ast.unparse(node))
     return out
 
 
+def code_cells(path):
+    "The sources of a notebook's code cells that are Python alone, by their number."
+    cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
+    for number, cell in enumerate(cells):
+        source = "".join(cell["source"])
+        if cell["cell_type"] == "code" and not re.search(r"^\s*[%!]", source, flags=re.M):
+            yield number, source
+
+
 def code_of(path):
     "The code of a module, or of all cells of a notebook that are Python alone."
-    if path.suffix == ".py": return path.read_text(encoding="utf-8")
-    cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
-    code = ["".join(c["source"]) for c in cells if c["cell_type"] == "code"]
-    return "\n".join(c for c in code if not re.search(r"^\s*[%!]", c, flags=re.M))
+    if path.suffix == ".py":
+        return path.read_text(encoding="utf-8")
+    return "\n".join(source for _, source in code_cells(path))
 
 
-@pytest.mark.parametrize("path", [*MODULES.values(), *NOTEBOOKS], ids=lambda p: p.name)
+def short_path(path):
+    "How a test is named after a file."
+    return path.relative_to(ROOT).as_posix()
+
+
+@pytest.mark.parametrize("path", [*MODULES.values(), *NOTEBOOKS], ids=short_path)
 def test_no_model_folder_brings_code_that_is_run(path):
     assert trusting(code_of(path)) == []
 
@@ -100,53 +247,94 @@ def test_the_rule_about_code_sees_what_it_forbids():
     assert trusting("Policy.from_pretrained(m)") == []
 
 
-NEWER = ["contextlib.chdir", "import tomllib", "datetime.UTC", "StrEnum", "ExceptionGroup", "import Self", "typing.Self", "itertools.batched", "from typing import override"]
+NEWER = ["contextlib.chdir", "import tomllib", "datetime.UTC", "StrEnum", "ExceptionGroup",
+         "import Self", "typing.Self", "itertools.batched", "from typing import override"]
 
 
 def too_new(source):
     "What in `source` Python 3.10 does not have."
-    try: ast.parse(source, feature_version=(3, 10))
-    except SyntaxError as error: return [str(error)]
+    try:
+        ast.parse(source, feature_version=(3, 10))
+    except SyntaxError as error:
+        return [str(error)]
     return [name for name in NEWER if name in source]
 
 
-@pytest.mark.parametrize("path", [*MODULES.values(), *(ROOT/"tools").glob("*.py"), *(p for p in (ROOT/"tests").glob("*.py") if p.name != "test_house.py")], ids=lambda p: p.name)
+SCRIPTS = [*(ROOT/"tools").glob("*.py"), *(ROOT/"tests").glob("*.py")]
+SCRIPTS.remove(Path(__file__).resolve())      # this file names what is newer
+
+
+@pytest.mark.parametrize("path", [*MODULES.values(), *SCRIPTS], ids=short_path)
 def test_python_310_can_read_it(path):
     assert too_new(path.read_text(encoding="utf-8")) == []
 
 
-@pytest.mark.parametrize("name, banned", [
-    ("loss", HEAVY | {"matplotlib", "PIL", "pandas", "ipywidgets", "torchvision"}), ("tasks", HEAVY | {"torch", "matplotlib", "pandas"})])
-def test_a_light_import_stays_light(name, banned):
-    code = f"import sys, calibrl.{name}; print(*sorted(set(sys.modules) & set({sorted(banned)!r})))"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
+@pytest.mark.parametrize("room, banned", [
+    ("loss", HEAVY | {"matplotlib", "PIL", "pandas", "ipywidgets", "torchvision"}),
+    ("tasks", HEAVY | {"torch", "matplotlib", "pandas"}),
+    ("viz", HEAVY)])
+def test_a_light_import_stays_light(room, banned):
+    loaded = f"sorted(set(sys.modules) & set({sorted(banned)!r}))"
+    code = f"import sys, calibrl.{room}; print(*{loaded})"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True,
+                          check=True, cwd=ROOT)
     assert done.stdout.split() == []
 
 
-@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=short_path)
 def test_notebook(path):
     cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
     ids = [cell.get("id") for cell in cells]
-    assert all(ids) and len(set(ids)) == len(ids), "each cell needs an id of its own, or every export changes the modules"
+    same = "each cell needs an id of its own, or every export changes the modules"
+    assert all(ids) and len(set(ids)) == len(ids), same
     assert path.stat().st_size < 1_000_000, "over 1 MB: make the pictures smaller"
-    long, errors, new = [], [], []
-    for n, cell in enumerate(cells):
-        if cell["cell_type"] != "code": continue
-        source = "".join(cell["source"])
-        if re.match(r"#\|\s*export", source) and len(lines := [x for x in source.splitlines() if x.strip()]) - 1 > 40: long.append((n, len(lines) - 1))
-        if not re.search(r"^\s*[%!]", source, flags=re.M): new += [(n, what) for what in too_new(source)]
-        errors += [(n, out["ename"]) for out in cell["outputs"] if out["output_type"] == "error"]
+
+    # An exported cell is at most 40 lines long, its first line and empty ones apart
+    long = []
+    for number, source in enumerate("".join(cell["source"]) for cell in cells):
+        height = len([line for line in source.splitlines() if line.strip()]) - 1
+        if re.match(r"#\|\s*export", source) and height > 40:
+            long.append((number, height))
     assert not long, f"(cell, lines) over 40 lines: {long}"
+
+    new = [(number, what) for number, source in code_cells(path) for what in too_new(source)]
     assert not new, f"(cell, what) newer than Python 3.10: {new}"
+    errors = [(number, out["ename"]) for number, cell in enumerate(cells)
+              for out in cell.get("outputs", []) if out["output_type"] == "error"]
     assert not errors, f"(cell, error) left in the outputs: {errors}"
 
 
-@pytest.mark.parametrize("path", [p for p in NOTEBOOKS if re.match(r"\d", p.name)], ids=lambda p: p.stem)
+def place(path):
+    "Where a notebook is, from nbs/ on."
+    return path.relative_to(ROOT/"nbs")
+
+
+def is_chapter(path):
+    "A notebook that makes a room: a numbered one, or one in a wing."
+    folder, *inside = place(path).parts
+    if inside:
+        return folder not in ("tutorials", "pages")
+    return bool(re.match(r"\d", path.name))
+
+
+@pytest.mark.parametrize("path", filter(is_chapter, NOTEBOOKS), ids=short_path)
 def test_chapter_opens_with_title_and_module(path):
-    cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
-    assert re.fullmatch(r"# .+\n\n> .+", "".join(cells[0]["source"]).strip()), "the first cell is `# Title`, a blank line, `> one line`"
-    code = next("".join(c["source"]) for c in cells if c["cell_type"] == "code")
-    assert (m := re.search(r"#\|\s*default_exp (\w+)", code)) and m.group(1) in MODULES
+    first = json.loads(path.read_text(encoding="utf-8"))["cells"][0]
+    opening = "".join(first["source"]).strip()
+    want = "the first cell is `# Title`, a blank line, `> one line`"
+    assert re.fullmatch(r"# .+\n\n> .+", opening), want
+    _, code = next(code_cells(path))
+    made = re.search(r"#\|\s*default_exp ([\w.]+)", code)
+    assert made and made[1].removesuffix(".__init__") in MODULES
+    if len(place(path).parts) > 1:       # nbs/verify/grammar.ipynb makes verify.grammar
+        assert made[1] == ".".join(place(path).with_suffix("").parts)
+
+
+def test_each_room_has_a_chapter():
+    makers = [code for path in filter(is_chapter, NOTEBOOKS) for _, code in code_cells(path)]
+    made = re.findall(r"^#\|\s*default_exp ([\w.]+)", "\n".join(makers), flags=re.M)
+    empty = {room for room, path in MODULES.items() if not path.read_text("utf-8").strip()}
+    assert sorted(name.removesuffix(".__init__") for name in made) == sorted(set(MODULES) - empty)
 
 
 def test_one_version():
@@ -157,34 +345,45 @@ def test_one_version():
 
 def test_docs_settings_agree_with_settings_ini():
     text = (ROOT/"nbs/nbdev.yml").read_text(encoding="utf-8")
-    for value in (CONFIG["title"], CONFIG["description"], CONFIG["git_url"] % CONFIG if "%" in CONFIG["git_url"] else CONFIG["git_url"],
-                  CONFIG["doc_host"] + CONFIG["doc_baseurl"], CONFIG["doc_path"]): assert value in text
+    url = CONFIG["git_url"] % CONFIG if "%" in CONFIG["git_url"] else CONFIG["git_url"]
+    site = CONFIG["doc_host"] + CONFIG["doc_baseurl"]
+    for value in (CONFIG["title"], CONFIG["description"], url, site, CONFIG["doc_path"]):
+        assert value in text
 
 
 def test_readme_is_made_from_the_index():
     from readme import readme
-    assert (ROOT/"README.md").read_text(encoding="utf-8") == readme(ROOT/"nbs/index.ipynb"), "run `make sync`"
+    made = readme(ROOT/"nbs/index.ipynb")
+    assert (ROOT/"README.md").read_text(encoding="utf-8") == made, "run `make sync`"
 
 
 def test_the_two_commands_exist():
-    readme, make = ((ROOT/name).read_text(encoding="utf-8") for name in ("README.md", "Makefile"))
-    for command in ("make demo", "make test"):
-        assert command in readme
-        assert re.search(rf"^{command.split()[1]}:", make, flags=re.M)
-    named = set(re.findall(r"`make ([a-z-]+)", readme + (ROOT/"CONTRIBUTING.md").read_text(encoding="utf-8")))
-    assert named <= set(re.findall(r"^([a-z-]+):", make, flags=re.M))
+    readme, make, contributing = [(ROOT/name).read_text(encoding="utf-8")
+                                  for name in ("README.md", "Makefile", "CONTRIBUTING.md")]
+    targets = set(re.findall(r"^([a-z-]+):", make, flags=re.M))
+    for target in ("demo", "test"):
+        assert f"make {target}" in readme and target in targets
+    assert set(re.findall(r"`make ([a-z-]+)", readme + contributing)) <= targets
+
+
+def plain_name(name):
+    "The name of a package, as an index has it."
+    return name.lower().replace("_", "-")
 
 
 def test_every_lower_bound_is_within_the_constraints():
     from packaging.requirements import Requirement
-    pins = [Requirement(line) for line in (ROOT/"constraints.txt").read_text(encoding="utf-8").splitlines() if line and not line.startswith("#")]
+    lines = (ROOT/"constraints.txt").read_text(encoding="utf-8").splitlines()
     pinned = {}
-    for pin in pins: pinned.setdefault(pin.name.lower().replace("_", "-"), []).append(next(iter(pin.specifier)).version)
-    for text in (value for key, value in CONFIG.items() if key.endswith("requirements")):
-        for need in map(Requirement, text.split()):
-            versions = pinned.get(need.name.lower().replace("_", "-"))
-            assert versions, f"{need.name} is not in constraints.txt"
-            assert all(need.specifier.contains(v) for v in versions), f"{need} leaves out {versions}"
+    for pin in [Requirement(line) for line in lines if line and not line.startswith("#")]:
+        versions = pinned.setdefault(plain_name(pin.name), [])
+        versions.append(next(iter(pin.specifier)).version)
+    needs = " ".join(value for key, value in CONFIG.items() if key.endswith("requirements"))
+    for need in map(Requirement, needs.split()):
+        versions = pinned.get(plain_name(need.name))
+        assert versions, f"{need.name} is not in constraints.txt"
+        within = all(need.specifier.contains(version) for version in versions)
+        assert within, f"{need} leaves out {versions}"
 
 
 def test_the_package_does_not_say_which_nbdev_is_installed_beside_it():
@@ -202,11 +401,15 @@ def test_the_package_does_not_say_which_nbdev_is_installed_beside_it():
 @pytest.fixture(scope="session")
 def wheel(tmp_path_factory):
     "The wheel, built from a copy so that nothing is left in the work tree."
-    import shutil
-    src, out = tmp_path_factory.mktemp("src")/"calibrl", tmp_path_factory.mktemp("wheel")
+    src = tmp_path_factory.mktemp("src")/"calibrl"
+    out = tmp_path_factory.mktemp("wheel")
     src.mkdir()
-    for name in ("settings.ini", "setup.py", "pyproject.toml", "README.md", "MANIFEST.in", "LICENSE"): shutil.copy(ROOT/name, src/name)
-    for name in ("calibrl", "nbs", "tests"): shutil.copytree(ROOT/name, src/name, ignore=shutil.ignore_patterns("__pycache__", ".ipynb_checkpoints"))
+    for name in ("settings.ini", "setup.py", "pyproject.toml", "README.md", "MANIFEST.in",
+                 "LICENSE"):
+        shutil.copy(ROOT/name, src/name)
+    unwanted = shutil.ignore_patterns("__pycache__", ".ipynb_checkpoints")
+    for name in ("calibrl", "nbs", "tests"):
+        shutil.copytree(ROOT/name, src/name, ignore=unwanted)
     code = f"from setuptools.build_meta import build_wheel; print(build_wheel({str(out)!r}))"
     done = subprocess.run([sys.executable, "-c", code], cwd=src, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]
@@ -215,14 +418,30 @@ def wheel(tmp_path_factory):
 
 def test_the_wheel_holds_the_package_and_nothing_else(wheel):
     names = set(wheel.namelist())
-    shipped = {p.relative_to(ROOT).as_posix() for p in (ROOT/"calibrl").rglob("*") if p.is_file() and "__pycache__" not in p.parts}
-    assert {n for n in names if ".dist-info/" not in n} == shipped
-    assert any(n.startswith("calibrl/assets/") for n in names), "the tiny checkpoint is missing"
-    meta = wheel.read(next(n for n in names if n.endswith("/METADATA"))).decode()
+    files = [path for path in PACKAGE.rglob("*") if path.is_file()]
+    shipped = {short_path(path) for path in files if "__pycache__" not in path.parts}
+    assert {name for name in names if ".dist-info/" not in name} == shipped
+    assert "calibrl/assets/tiny/model.safetensors" in names, "the tiny checkpoint is missing"
+    assert "calibrl/assets/viz/movable.js" in names, "the files of the figures are missing"
+
+    def text(ending):
+        return wheel.read(next(name for name in names if name.endswith(ending))).decode()
+
+    meta = text("/METADATA")
     assert f"Version: {CONFIG['version']}" in meta and "Requires-Python: >=3.10" in meta
-    needed = [line for line in meta.splitlines() if line.startswith("Requires-Dist:") and "extra ==" not in line]
+    needed = [line for line in meta.splitlines()
+              if line.startswith("Requires-Dist:") and "extra ==" not in line]
     assert not [line for line in needed if "nbdev" in line or "execnb" in line]
-    assert "calibrl = calibrl.cli:main" in wheel.read(next(n for n in names if n.endswith("/entry_points.txt"))).decode()
+    assert "calibrl = calibrl.cli:main" in text("/entry_points.txt")
+
+
+def test_a_wing_works_from_the_wheel(wheel, tmp_path):
+    wheel.extractall(tmp_path)
+    code = "from calibrl import viz; print(viz.__file__); viz.alpha_figure_html()"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True,
+                          cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(tmp_path)})
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert Path(done.stdout.strip()).is_relative_to(tmp_path)
 
 
 def test_no_file_is_out_of_step():

@@ -1,5 +1,6 @@
-"The figures of the tutorials: numbers are the package's, text is data, and wrong input is refused by name."
-import inspect, json, re, shlex
+"""The figures of the tutorials: numbers are the package's, text is data, and wrong input is
+refused by name."""
+import inspect, itertools, json, re, shlex
 from dataclasses import fields
 from pathlib import Path
 import pytest
@@ -16,37 +17,51 @@ RECORD = viz.read_group(ROOT/"nbs/records/group.json")
 
 def data(page):
     "The numbers inside a movable figure."
-    return json.loads(re.search(r"F=(\{.*?\}),K=\{", page, flags=re.S).group(1).replace("<\\/", "</"))
+    call = re.search(r"^(?:group|table)Figure\((\{.*\})\);$", page, flags=re.M)
+    return json.loads(call[1])["frames"]
+
+
+def push_at(parts, alpha, weight):
+    "The push of each answer at a position of the sliders, as the page sums it."
+    return [plain + weight*(full + alpha*gated) for plain, full, gated in parts]
 
 
 def test_every_knob_of_the_group_shows_the_packages_push():
     frames = data(viz.group_figure_html(RECORD))
-    for g, gap in enumerate(viz.GAPS):
-        for right in (1, 4, 7):
-            for s, sure in enumerate((None, *viz.SURES)):
-                _, group = viz.mix_group(RECORD, right, sure=sure)
-                for alpha, weight in ((0., 1.), (.35, .3), (1., .1)):
-                    shown = [p + weight*(f + alpha*part) for p, f, part in frames["parts"][g][right][s]]
-                    assert shown == pytest.approx(viz.push(alpha, weight, gap, group), abs=5e-3)
-                assert frames["D"][g][right][s] == pytest.approx([d for d, *_ in viz.stand(group, gap=gap)], abs=1e-3)
+    knobs = itertools.product(enumerate(viz.GAPS), (1, 4, 7), enumerate((None, *viz.SURES)))
+    for (g, gap), right, (s, sure) in knobs:
+        _, group = viz.mix_group(RECORD, right, sure=sure)
+        for alpha, weight in ((0., 1.), (.35, .3), (1., .1)):
+            shown = push_at(frames["parts"][g][right][s], alpha, weight)
+            want = viz.gradient_coefficients(alpha, weight, gap, group)
+            assert shown == pytest.approx(want, abs=5e-3)
+        gaps = [spot.gap for spot in viz.gate_positions(group, gap=gap)]
+        assert frames["D"][g][right][s] == pytest.approx(gaps, abs=1e-3)
 
 
 def test_the_table_figure_shows_the_packages_runs():
     frames = data(viz.table_figure_html(steps=12, every=3))
-    run = viz.table_run(viz.TABLE_ALPHAS[2], viz.TABLE_WEIGHTS[1], viz.TABLE_GAPS[0], steps=12)
-    assert frames["runs"][0][1][2] == [[round(r[k], 3) for r in run[::3]] for k in ("accuracy", "entropy", "kinds")]
+    alpha, weight, gap = viz.TABLE_ALPHAS[2], viz.TABLE_WEIGHTS[1], viz.TABLE_GAPS[0]
+    run = viz.table_run(alpha, weight, gap, steps=12)[::3]
+    for shown, key in zip(frames["runs"][0][1][2], ("accuracy", "entropy", "kinds"), strict=True):
+        assert shown == [round(row[key], 3) for row in run]
 
 
-@pytest.mark.parametrize("page", [viz.group_figure_html(RECORD), viz.table_figure_html(steps=2), viz.alpha_svg()], ids=["group", "table", "svg"])
-def test_moving_figures_ask_nothing_of_the_network(page):
+MOVING = {"group": viz.group_figure_html(RECORD), "table": viz.table_figure_html(steps=2),
+          "svg": viz.alpha_svg()}
+
+
+@pytest.mark.parametrize("name", MOVING)
+def test_moving_figures_ask_nothing_of_the_network(name):
+    page = MOVING[name]
     assert not re.search(r"(?<!xmlns=\")https?:|@import|\ssrc=|url\(", page)
     ids = re.findall(r'\bid="([^"]+)"', page)
     assert len(ids) == len(set(ids)) and "\n\n" not in page
 
 
 def test_model_text_stays_text():
-    attack = dict(RECORD, texts=['</script><script>alert(1)</script><img src=x onerror="alert(1)">'] + RECORD["texts"][1:])
-    page = viz.group_figure_html(attack)
+    text = '</script><script>alert(1)</script><img src=x onerror="alert(1)">'
+    page = viz.group_figure_html(dict(RECORD, texts=[text] + RECORD["texts"][1:]))
     assert page.count("</script>") == 1 and "<img" not in page.split("<script>")[0]
 
 
@@ -55,43 +70,66 @@ def test_the_readme_picture_is_what_the_package_draws():
 
 
 def test_composition():
-    for right in range(9): assert int(viz.mix_group(RECORD, right)[1]["correct"].sum()) == right
-    for right in (-1, 9): 
-        with pytest.raises(ValueError, match="^right: "): viz.mix_group(RECORD, right)
-    with pytest.raises(ValueError, match="^sure: "): viz.mix_group(RECORD, sure=1.)
+    for right in range(9):
+        assert int(viz.mix_group(RECORD, right)[1]["correct"].sum()) == right
+    for right in (-1, 9):
+        with pytest.raises(ValueError, match="^right: "):
+            viz.mix_group(RECORD, right)
+    with pytest.raises(ValueError, match="^sure: "):
+        viz.mix_group(RECORD, sure=1.)
     assert isinstance(viz.plot_group(RECORD, right=0), plt.Figure) and plt.get_fignums() == []
 
 
+def test_the_legend_names_only_the_answers_that_are_there():
+    legend = viz.plot_group(RECORD, right=0).axes[0].get_legend()
+    assert [text.get_text() for text in legend.get_texts()] == ["wrong answers"]
+
+
 def test_a_record_that_is_none_is_refused(tmp_path):
-    with pytest.raises(FileNotFoundError, match="no recorded group"): viz.read_group(tmp_path/"no.json")
+    with pytest.raises(FileNotFoundError, match="no recorded group"):
+        viz.read_group(tmp_path/"no.json")
     (tmp_path/"a.json").write_text("{}")
-    with pytest.raises(ValueError, match="'question' is missing"): viz.read_group(tmp_path/"a.json")
+    with pytest.raises(ValueError, match="'question' is missing"):
+        viz.read_group(tmp_path/"a.json")
     (tmp_path/"b.json").write_text(json.dumps(dict(RECORD, texts=[])))
-    with pytest.raises(ValueError, match="different lengths"): viz.read_group(tmp_path/"b.json")
+    with pytest.raises(ValueError, match="different lengths"):
+        viz.read_group(tmp_path/"b.json")
+
+
+def reached(*, seed, **options):
+    "The row of a run at which it is first good."
+    return viz.at_accuracy(viz.table_run(steps=160, seed=seed, **options))
 
 
 def test_a_closed_gate_keeps_more_right_answers_at_equal_accuracy():
     "On worlds other than the one shown."
     for seed in (1, 2):
-        kinds = [viz.at_accuracy(viz.table_run(a, steps=160, seed=seed))["kinds"] for a in (0., 1.)]
-        plain = viz.at_accuracy(viz.table_run(weight=0., steps=160, seed=seed))
-        assert plain["accuracy"] >= .8 and kinds[0] > 1.1*plain["kinds"] and kinds[0] > kinds[1]
+        closed = reached(alpha=0., seed=seed)["kinds"]
+        opened = reached(alpha=1., seed=seed)["kinds"]
+        plain = reached(weight=0., seed=seed)
+        assert plain["accuracy"] >= .8 and closed > 1.1*plain["kinds"] and closed > opened
 
 
 def saved(name):
     "All that the cells of a page have printed."
     cells = json.loads((ROOT/f"nbs/pages/{name}.ipynb").read_text(encoding="utf-8"))["cells"]
-    return "".join("".join(out.get("text", [])) for cell in cells for out in cell.get("outputs", []))
+    outputs = [out for cell in cells for out in cell.get("outputs", [])]
+    return "".join("".join(out.get("text", [])) for out in outputs)
 
 
 def test_the_page_on_performance_shows_the_record_as_it_is():
     shown = saved("performance")
-    for r in json.loads((ROOT/"benchmarks/bench.json").read_text()): assert re.search(rf"{re.escape(r['name'])} +{r['ratio']:.1f}x", shown), "run nbs/pages/performance.ipynb again: benchmarks/bench.json has changed"
+    again = "run nbs/pages/performance.ipynb again: benchmarks/bench.json has changed"
+    for row in json.loads((ROOT/"benchmarks/bench.json").read_text()):
+        line = rf"{re.escape(row['name'])} +{row['ratio']:.1f}x"
+        assert re.search(line, shown), again
 
 
 def test_the_page_of_results_shows_the_record_as_it_is():
     from calibrl.cli import table
-    assert table(json.loads((ROOT/"nbs/records/demo/summary.json").read_text())["figures"]) in saved("results"), "run nbs/pages/results.ipynb again: the record has changed"
+    record = json.loads((ROOT/"nbs/records/demo/summary.json").read_text())
+    again = "run nbs/pages/results.ipynb again: the record has changed"
+    assert table(record["figures"]) in saved("results"), again
 
 
 def test_the_page_on_performance_shows_what_the_gpu_gave():
