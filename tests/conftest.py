@@ -1,4 +1,4 @@
-"""Shared fixtures: the embedded policy, and tiny random checkpoints of every architecture served."""
+"""Shared fixtures: the embedded policy, and tiny random checkpoints of every architecture."""
 import os
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -28,4 +28,9 @@ def checkpoint(tmp_path_factory):
     "checkpoint(kind): the folder of a tiny random checkpoint of an architecture, made once."
     from tiny_models import make
     made = {}
-    return lambda kind: made.get(kind) or made.setdefault(kind, make(kind, tmp_path_factory.mktemp(kind)))
+
+    def folder(kind):
+        if kind not in made:
+            made[kind] = make(kind, tmp_path_factory.mktemp(kind))
+        return made[kind]
+    return folder
