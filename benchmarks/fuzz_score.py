@@ -9,9 +9,9 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
-import calibrl.tasks as T
 from calibrl.tasks import Score, score, verifier_stats
-from score_cases import CASES, CHOICES
+from calibrl.verify import sandbox
+from score_cases import read_cases
 
 WRAP = "<think>t</think><answer>{}</answer>".format
 PIECES = r"""0 1 2 3 12 0.5 3.14 1,234 x y n A B C \frac{ }{ } \sqrt{ \sqrt[3]{ \pi \int_0^1 \sum_{k=1}^{ \prod \lim_{x\to \log_ \sin \cos \begin{pmatrix} \end{pmatrix} \begin{cases} \\ & ^ ^{ _ _{ ( ) [ ] \{ \} { } | + - * / = < > \le \ge
@@ -38,12 +38,13 @@ def rubbish(rnd, truths):
         else: j = rnd.randrange(len(text) + 1); text[i:i] = text[min(i, j):max(i, j)]
     return kind, truth, "".join(text), options
 
-MUTABLE = [(g, r, ok, None) for rows in CASES.values() for g, r, ok in rows if len(r) < 300] + [(g, r, ok, o) for rows in CHOICES.values() for g, r, ok, o in rows]
+MUTABLE = [(case["answer"], case["text"], case["expected"], case.get("options"))
+    for case in read_cases() if "text" in case and len(case["text"]) < 300]
 
 def worker_peaks():
     "Peak address space of the judge's idle workers, MiB."
     out = []
-    for _, pid in T._JUDGES.idle:
+    for _, pid in sandbox.JUDGES.idle:
         try: out += [int(l.split()[1]) >> 10 for l in open(f"/proc/{pid}/status") if l.startswith("VmPeak")]
         except OSError: pass
     return out

@@ -9,13 +9,14 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
-from calibrl.tasks import _extract, score, verifier_stats
+from calibrl.tasks import score, verifier_stats
+from calibrl.verify.tags import extract
 from score_cases import all_cases
 
 def peer_verdict(response, truth):
     "Math-Verify alone, its time limits as it ships them."
     from math_verify import parse, verify
-    text = _extract(response)[1]
+    text = extract(response).answer
     if text is None: return False
     boxed = lambda s: s if "\\boxed" in s else f"\\boxed{{{s}}}"
     return bool(verify(parse(boxed(truth)), parse(boxed(text))))

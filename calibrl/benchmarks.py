@@ -18,15 +18,21 @@ from pathlib import Path
 
 from .data import _objects, _parsed, _within, as_images, read_rows
 from .tasks import Problem, Score, score
-from .tasks import _MATHS, _calc, _clean, _digits, _extract, _form, _letters, _lex, _pick, _tails
+from .verify.choices import pick
+from .verify.clean import clean
+from .verify.core import _MATHS, _calc, _form, _lex
+from .verify.letters import listed_letters
+from .verify.sentence import candidates
+from .verify.spelled import in_signs
+from .verify.tags import extract
 
 # %% ../nbs/03a_benchmarks.ipynb #981caaef
 def number(
     text, # an answer: "5 cm", "\frac{1}{2}", "1,234", 5
 )->Fraction|None: # its value (a 50-digit decimal where it cannot be exact); None if it is no single finite number
     "The number that an answer means, by the verifier's grammar."
-    s = _clean(str(text))
-    for x in _tails(_digits(s)) if s else ():
+    s = clean(str(text))
+    for x in candidates(in_signs(s)) if s else ():
         try:
             form = _form(_lex(x))
             value = _calc(form[1]) if form[0] == "value" else None
@@ -56,9 +62,9 @@ def value(text, p): return _same(text, p.answer)
 
 @rule("VLMEvalKit, vlmeval/dataset/utils/logicvista.py: the sorted letters are equal", "an LLM extracts the letters there; here they are read by rule")
 def letters(text, p):
-    read = lambda s: sorted(s) if re.fullmatch("[A-Z]{1,9}", s) else _letters(s)
+    read = lambda s: sorted(s) if re.fullmatch("[A-Z]{1,9}", s) else listed_letters(s)
     truth = read(p.answer.upper()) or [p.answer.strip("(). ").upper()]
-    return any(read(x.upper() if len(x) < 12 else x) == truth for x in _tails(_clean(text) or "")) or _same(text, p.answer)
+    return any(read(x.upper() if len(x) < 12 else x) == truth for x in candidates(clean(text) or "")) or _same(text, p.answer)
 
 # %% ../nbs/03a_benchmarks.ipynb #c31058b6
 def edit_distance(a:str, b:str)->int:
@@ -78,7 +84,7 @@ def _equal_items(a, b): return a == b or (number(a) is not None and number(a) ==
 def nearest(text, p):
     kind, options = p.tags.get("answer_type"), p.options
     if options and p.tags.get("question_type", "multi_choice") == "multi_choice":
-        letter = _pick(_clean(text) or "", options)
+        letter = pick(clean(text) or "", options)
         picked = options[ord(letter) - 65] if letter else min(options, key=lambda o: edit_distance(text[:500], o))
         return picked == p.answer or (p.answer not in options and letter == p.answer)
     if kind == "list": return len(_items(text)) == len(_items(p.answer)) and all(map(_equal_items, _items(text), _items(p.answer)))
@@ -136,7 +142,7 @@ def dynamath(text, p):
 # %% ../nbs/03a_benchmarks.ipynb #058c1192
 @rule("GeoEval/GeoEval, tool/caculate_score.py and evaluation/help_func.py (safe_equal)", "the published code forgets the absolute value, so any smaller number counts as right; here |x - truth| < 0.001")
 def geoeval(text, p):
-    letter = _pick(_clean(text) or "", p.options) if p.options else None
+    letter = pick(clean(text) or "", p.options) if p.options else None
     mine, truth = ((p.options[ord(letter) - 65] if letter else text), p.answer)
     if p.options and re.fullmatch("[A-H]", truth) and ord(truth) - 65 < len(p.options): truth = p.options[ord(truth) - 65]
     a, b = number(mine), number(truth)
@@ -173,7 +179,7 @@ def judge(
     name = problem.tags.get("rule", "verifier")
     if name not in RULES: raise ValueError(f"problem {problem.id!r}: rule {name!r} is unknown; known are {', '.join(RULES)}")
     if not isinstance(response, str): return Score(False, False, None, "tags: not a text")
-    formatted, text, why = _extract(response)
+    formatted, text, why = extract(response)
     if text is None and lenient and "<answer>" not in response: text, why = final_answer(response) or None, "no answer found"
     if text is None: return Score(False, formatted, None, f"tags: {why}")
     if name == "verifier":

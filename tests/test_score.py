@@ -6,9 +6,12 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 from hypothesis import HealthCheck, given, settings, strategies as st
 
-import calibrl.tasks as T
 from calibrl.tasks import INSTRUCTION, Problem, Score, messages, score, verifier_stats
-from score_cases import CASES, CHOICES, RAW, all_cases
+import calibrl
+from calibrl.verify import decide, sandbox
+from calibrl.verify.free import read_truth
+from calibrl.verify.judge import judge_here, judge_text, numbers_only
+from score_cases import all_cases, read_cases
 
 wrap = "<think>t</think><answer>{}</answer>".format
 INTEGRAL = (wrap(r"\int_0^1 x\,dx"), r"\frac{1}{2}")
@@ -37,7 +40,10 @@ def test_verdicts_on_golds_of_real_data_sets():
 
 
 def test_format_flag():
-    for truth, response, _, formatted in RAW: assert score(response, truth).formatted == formatted, response[:100]
+    whole = [case for case in all_cases() if case[-1] is not None]
+    assert len(whole) > 40
+    for _, truth, response, _, _, formatted in whole:
+        assert score(response, truth).formatted == formatted, response[:100]
 
 def test_enough_cases_and_rules_decide_most():
     cases = [c for c in all_cases() if c[0] != "hostile"]
@@ -73,7 +79,7 @@ def test_options_as_text_is_an_error():
     with pytest.raises(ValueError, match="options must be a list"): score(wrap("A"), "A", "ABCD")
 
 def test_a_fault_of_ours_pays_nothing_and_is_logged(monkeypatch, caplog):
-    monkeypatch.setattr(T, "_choice", lambda *a: 1 / 0)
+    monkeypatch.setattr(decide, "judge_choice", lambda *a: 1 / 0)
     with caplog.at_level(logging.ERROR): s = score(wrap("A"), "A", ["1", "2"])
     assert not s.correct and s.how == "rules: fault ZeroDivisionError" and "verifier fault" in caplog.text
 
@@ -103,7 +109,7 @@ def test_messages():
 
 def test_hostile_is_quick_and_harmless(tmp_path):
     mark = tmp_path / "touched"
-    payloads = [text for _, text, _ in CASES["hostile"]] + [f"__import__('pathlib').Path({str(mark)!r}).touch()", rf"\mathrm{{__import__('os').system('touch {mark}')}}", f"$({mark})`touch {mark}`", rf"\frac{{open('{mark}','w')}}{{1}}"]
+    payloads = [case["text"] for case in read_cases() if case["category"] == "hostile"] + [f"__import__('pathlib').Path({str(mark)!r}).touch()", rf"\mathrm{{__import__('os').system('touch {mark}')}}", f"$({mark})`touch {mark}`", rf"\frac{{open('{mark}','w')}}{{1}}"]
     score(*INTEGRAL) # the judge is warm
     for truth in ("12", r"\frac{1}{2}", "x > 5", "A", "yes", "24 cm^2", "(1, 2)", r"\int_0^1 x\,dx"):
         for text in payloads:
@@ -113,69 +119,69 @@ def test_hostile_is_quick_and_harmless(tmp_path):
             assert not s.correct and "fault" not in s.how, (truth, text[:80], s)
             assert took < 1.5, (truth, text[:80], took)
     assert not mark.exists()
-    for _, pid in T._JUDGES.idle:
+    for _, pid in sandbox.JUDGES.idle:
         if os.path.exists(f"/proc/{pid}/status"):
             peak = next(int(l.split()[1]) for l in open(f"/proc/{pid}/status") if l.startswith("VmPeak"))
             assert peak < 1 << 20 # kB
 
 def test_judge_never_sees_dangerous_text():
-    for s in ["10^{10^{10}}", "9^9^9", "1000!", "3!!", "9" * 16, r"\input{x}", r"\write18{ls}", "__import__('os')", "exec(1)", "{" * 20 + "}" * 20, "x" * 301, "a\x00", "x^{1234567}", "(1"]: assert T._for_judge(s) is None, s
-    for s in [r"\int_0^1 x\,dx", r"\begin{cases}1\\2\end{cases}", "x ≤ 2", r"\sum_{k=1}^n k"]: assert T._for_judge(s), s
+    for s in ["10^{10^{10}}", "9^9^9", "1000!", "3!!", "9" * 16, r"\input{x}", r"\write18{ls}", "__import__('os')", "exec(1)", "{" * 20 + "}" * 20, "x" * 301, "a\x00", "x^{1234567}", "(1"]: assert judge_text(s) is None, s
+    for s in [r"\int_0^1 x\,dx", r"\begin{cases}1\\2\end{cases}", "x ≤ 2", r"\sum_{k=1}^n k"]: assert judge_text(s), s
 
 def test_only_numbers_replaces_parse_expr():
-    assert T._only_numbers("12") == 12 and abs(float(T._only_numbers("0.5")) - .5) < 1e-12
+    assert numbers_only("12") == 12 and abs(float(numbers_only("0.5")) - .5) < 1e-12
     for s in ("__import__('os')", "x", "1+1", "1e5", 5):
-        with pytest.raises(ValueError): T._only_numbers(s)
+        with pytest.raises(ValueError): numbers_only(s)
 
 def test_judge_here():
-    assert T._judge_here(r"\int_0^1 x\,dx", r"\frac12") and not T._judge_here(r"\int_0^1 x\,dx", "1") and not T._judge_here("", "1")
+    assert judge_here(r"\int_0^1 x\,dx", r"\frac12") and not judge_here(r"\int_0^1 x\,dx", "1") and not judge_here("", "1")
 
 # ---------------------------------------------------------------- the judge's processes
 
 def test_judge_off_the_main_thread():
     with ThreadPoolExecutor(8) as pool: out = list(pool.map(lambda _: score(*INTEGRAL), range(24)))
     assert all(s.correct and s.how == "judge: Math-Verify" for s in out)
-    assert len({pid for _, pid in T._JUDGES.idle}) == len(T._JUDGES.idle) <= 8
+    assert len({pid for _, pid in sandbox.JUDGES.idle}) == len(sandbox.JUDGES.idle) <= 8
 
 def test_a_kill_is_counted_logged_and_survived(monkeypatch, caplog):
     assert score(*INTEGRAL).correct
-    pid, before = T._JUDGES.idle[-1][1], verifier_stats()["killed"]
+    pid, before = sandbox.JUDGES.idle[-1][1], verifier_stats()["killed"]
     with monkeypatch.context() as m, caplog.at_level(logging.WARNING):
-        m.setattr(T, "_DEADLINE", 0)
+        m.setattr(sandbox, "DEADLINE", 0)
         s = score(*INTEGRAL)
     assert not s.correct and s.how.startswith("judge: killed") and verifier_stats()["killed"] == before + 1 and "verifier killed" in caplog.text
-    assert pid not in [p for _, p in T._JUDGES.idle]
+    assert pid not in [p for _, p in sandbox.JUDGES.idle]
     assert score(*INTEGRAL).correct
 
 def test_a_worker_that_died_is_replaced():
     assert score(*INTEGRAL).correct
     before = verifier_stats()["died"]
-    for _, pid in T._JUDGES.idle: os.kill(pid, signal.SIGKILL)
+    for _, pid in sandbox.JUDGES.idle: os.kill(pid, signal.SIGKILL)
     time.sleep(.2)
-    T._JUDGES.idle[:] = T._JUDGES.idle[-1:]
+    sandbox.JUDGES.idle[:] = sandbox.JUDGES.idle[-1:]
     assert score(*INTEGRAL).correct and verifier_stats()["died"] == before + 1
 
 def test_a_nursery_that_died_is_replaced():
     assert score(*INTEGRAL).correct
-    T._JUDGES.nursery.kill(); T._JUDGES.nursery.wait()
-    for conn, _ in T._JUDGES.idle: conn.close()
-    T._JUDGES.idle.clear()
+    sandbox.JUDGES.nursery.kill(); sandbox.JUDGES.nursery.wait()
+    for conn, _ in sandbox.JUDGES.idle: conn.close()
+    sandbox.JUDGES.idle.clear()
     assert score(*INTEGRAL).correct
 
 def test_no_judge_is_loud(monkeypatch, caplog):
-    judges = T._Judges()
-    monkeypatch.setattr(T, "_JUDGES", judges); monkeypatch.setattr(sys, "executable", "/bin/false")
+    judges = sandbox.Judges()
+    monkeypatch.setattr(sandbox, "JUDGES", judges); monkeypatch.setattr(sys, "executable", "/bin/false")
     with caplog.at_level(logging.ERROR): s = score(*INTEGRAL)
     assert not s.correct and s.how == "judge: unavailable" and judges.stats["unavailable"] == 1 and "does not start" in caplog.text
 
 def test_two_deaths_in_a_row_give_up(monkeypatch):
-    judges = T._Judges()
+    judges = sandbox.Judges()
     def dead(): a, b = socket.socketpair(); b.close(); return a, 0
     monkeypatch.setattr(judges, "worker", dead)
     assert judges.ask("1", "1") == (False, "judge: died") and judges.stats["died"] == 2
 
 def test_an_error_inside_the_worker_is_a_verdict(monkeypatch):
-    judges = T._Judges()
+    judges = sandbox.Judges()
     def odd():
         a, b = socket.socketpair()
         threading.Thread(target=lambda: (b.recv(100), b.sendall(b'"MemoryError"\n')), daemon=True).start()
@@ -200,7 +206,7 @@ def test_daemonic_children(method):
     assert got == [(True, "judge: Math-Verify", True)] * 2
     assert score(*INTEGRAL).correct
 
-HERE = {**os.environ, "PYTHONPATH": os.path.dirname(os.path.dirname(T.__file__))}
+HERE = {**os.environ, "PYTHONPATH": os.path.dirname(os.path.dirname(calibrl.__file__))}
 ENDLESS = r"\prod_{k=1}^{99999} k!", "1"
 
 BUSY = r"""
@@ -252,8 +258,8 @@ def _ends(pid, seconds=60):
 
 def test_an_endless_request_is_ended():
     score(*INTEGRAL)
-    pid, before = T._JUDGES.idle[-1][1], verifier_stats()["killed"]
-    assert T._JUDGES.ask(*ENDLESS) == (False, "judge: killed after 1 s")
+    pid, before = sandbox.JUDGES.idle[-1][1], verifier_stats()["killed"]
+    assert sandbox.JUDGES.ask(*ENDLESS) == (False, "judge: killed after 1 s")
     assert verifier_stats()["killed"] == before + 1 and _ends(pid)
     assert score(*INTEGRAL).correct
 
@@ -261,20 +267,20 @@ def test_an_endless_request_is_ended():
 @pytest.mark.parametrize("caller", ["listens", "is gone"])
 def test_the_limit_is_kept_by_the_worker_itself(caller):
     """Nobody kills it: its own timer says that it ended, and ends it."""
-    conn, pid = T._JUDGES.worker()
+    conn, pid = sandbox.JUDGES.worker()
     conn.sendall(json.dumps([*ENDLESS, .2]).encode() + b"\n")
     if caller == "listens":
-        with pytest.raises(ValueError): json.loads(T._line(conn, 60))
+        with pytest.raises(ValueError): json.loads(sandbox.read_line(conn, 60))
     conn.close()
     assert _ends(pid)
 
 
 def test_a_worker_that_stands_still_is_given_up_and_another_asked(monkeypatch):
     assert score(*INTEGRAL).correct
-    pid = T._JUDGES.idle[-1][1]
+    pid = sandbox.JUDGES.idle[-1][1]
     os.kill(pid, signal.SIGSTOP)
-    T._JUDGES.idle[:] = T._JUDGES.idle[-1:]
-    monkeypatch.setattr(T, "_PATIENCE", 5)
+    sandbox.JUDGES.idle[:] = sandbox.JUDGES.idle[-1:]
+    monkeypatch.setattr(sandbox, "PATIENCE", 5)
     try: assert score(*INTEGRAL).correct and _ends(pid)
     finally:
         if _runs(pid): os.kill(pid, signal.SIGKILL)
@@ -288,13 +294,13 @@ def _sockets():
 
 def _own_workers(queue, parents):
     correct = score(*INTEGRAL).correct
-    queue.put((correct, _sockets() & parents, [pid for _, pid in T._JUDGES.idle]))
+    queue.put((correct, _sockets() & parents, [pid for _, pid in sandbox.JUDGES.idle]))
 
 
 def test_a_forked_child_has_a_nursery_and_workers_of_its_own():
-    held = T._JUDGES.worker() # as in a thread that waits for its verdict
+    held = sandbox.JUDGES.worker() # as in a thread that waits for its verdict
     assert score(*INTEGRAL).correct
-    judges = [T._JUDGES.ctl, held[0], *(conn for conn, _ in T._JUDGES.idle)]
+    judges = [sandbox.JUDGES.control, held[0], *(conn for conn, _ in sandbox.JUDGES.idle)]
     mine = {f"socket:[{os.fstat(conn.fileno()).st_ino}]" for conn in judges}
 
     ctx = multiprocessing.get_context("fork")
@@ -305,7 +311,7 @@ def test_a_forked_child_has_a_nursery_and_workers_of_its_own():
     child.join(20)
 
     assert correct and not shared
-    assert pids and not set(pids) & {pid for _, pid in T._JUDGES.idle} and all(map(_ends, pids))
+    assert pids and not set(pids) & {pid for _, pid in sandbox.JUDGES.idle} and all(map(_ends, pids))
     assert score(*INTEGRAL).correct
     held[0].close()
     assert _ends(held[1])
@@ -313,8 +319,9 @@ def test_a_forked_child_has_a_nursery_and_workers_of_its_own():
 
 def test_a_worker_ends_with_its_caller_though_a_forked_child_lives_on():
     code = """if True:
-        import os, time, calibrl.tasks as T
-        conn, worker = T._JUDGES.worker() # a request is under way
+        import os, time
+        from calibrl.verify import sandbox
+        conn, worker = sandbox.JUDGES.worker() # a request is under way
         child = os.fork()
         if not child: time.sleep(120)
         else: print(worker, child, flush=True)
@@ -329,15 +336,15 @@ def test_a_worker_ends_with_its_caller_though_a_forked_child_lives_on():
 
 def test_limits_and_deaths_leak_nothing(monkeypatch):
     assert score(*INTEGRAL).correct
-    T._JUDGES.idle[:] = T._JUDGES.idle[-1:]
+    sandbox.JUDGES.idle[:] = sandbox.JUDGES.idle[-1:]
     before, pids = len(os.listdir("/proc/self/fd")), []
     for _ in range(4):
-        pids.append(T._JUDGES.idle[-1][1])
+        pids.append(sandbox.JUDGES.idle[-1][1])
         with monkeypatch.context() as m:
-            m.setattr(T, "_DEADLINE", 0)
+            m.setattr(sandbox, "DEADLINE", 0)
             assert not score(*INTEGRAL).correct
         assert score(*INTEGRAL).correct
-        pids.append(T._JUDGES.idle[-1][1])
+        pids.append(sandbox.JUDGES.idle[-1][1])
         os.kill(pids[-1], signal.SIGKILL)
         assert score(*INTEGRAL).correct
     assert len(os.listdir("/proc/self/fd")) == before and all(map(_ends, pids))
@@ -349,12 +356,12 @@ def test_script_without_main_guard(tmp_path):
         from calibrl.tasks import score
         print("started")
         print(score(r"<answer>\int_0^1 x\,dx</answer>", r"\frac{1}{2}").how)"""))
-    out = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, timeout=120, cwd=tmp_path, env={**os.environ, "PYTHONPATH": os.path.dirname(os.path.dirname(T.__file__))})
+    out = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, timeout=120, cwd=tmp_path, env={**os.environ, "PYTHONPATH": os.path.dirname(os.path.dirname(calibrl.__file__))})
     assert out.stdout.split("\n")[:2] == ["started", "judge: Math-Verify"], out.stderr
 
 def test_nursery_ends_with_its_process(tmp_path):
-    code = "import calibrl.tasks as T; T.score(r'<answer>\\int_0^1 x\\,dx</answer>', r'\\frac{1}{2}'); print(T._JUDGES.nursery.pid, T._JUDGES.idle[0][1])"
-    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, env={**os.environ, "PYTHONPATH": os.path.dirname(os.path.dirname(T.__file__))})
+    code = "from calibrl.tasks import score; from calibrl.verify import sandbox; score(r'<answer>\\int_0^1 x\\,dx</answer>', r'\\frac{1}{2}'); print(sandbox.JUDGES.nursery.pid, sandbox.JUDGES.idle[0][1])"
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, env={**os.environ, "PYTHONPATH": os.path.dirname(os.path.dirname(calibrl.__file__))})
     pids = list(map(int, out.stdout.split()))
     assert len(pids) == 2, out.stderr
     def alive(pid):
@@ -366,7 +373,7 @@ def test_nursery_ends_with_its_process(tmp_path):
 
 def test_import_is_light():
     code = "import sys, calibrl.tasks; print([m for m in ('torch', 'sympy', 'math_verify', 'transformers', 'PIL', 'numpy') if m in sys.modules])"
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env={**os.environ, "PYTHONPATH": os.path.dirname(os.path.dirname(T.__file__))}).stdout.strip() == "[]"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env={**os.environ, "PYTHONPATH": os.path.dirname(os.path.dirname(calibrl.__file__))}).stdout.strip() == "[]"
 
 # ---------------------------------------------------------------- properties
 
@@ -391,7 +398,7 @@ def test_any_soup_is_scored(text, truth, options):
 @quick
 @given(soup)
 def test_soup_as_truth(text):
-    try: T._truth(text)
+    try: read_truth(text)
     except ValueError: return
     s = score(wrap("12"), text if text.strip() else "12")
     assert "fault" not in s.how
