@@ -9,9 +9,9 @@ from dataclasses import dataclass, field
 from functools import partial
 from .verify.clean import MAX_CHARS
 from .verify.decide import decide
-from .verify.free import read_truth
 from .verify.sandbox import count, counts, warm_up
 from .verify.tags import extract
+from .verify.truth import read_truth
 
 # %% auto #0
 __all__ = ['INSTRUCTION', 'Problem', 'messages', 'Score', 'verifier_stats', 'score']

@@ -6,9 +6,10 @@
 from __future__ import annotations
 from .choices import judge_choice
 from .clean import MAX_CHARS, clean
-from .free import MAX_TRUTH, judge_free
+from .free import judge_free
 from .judge import judge_text
 from .sandbox import ask_judge
+from .truth import MAX_TRUTH
 
 # %% auto #0
 __all__ = []
@@ -34,6 +35,8 @@ def decide(
         return False, "rules: empty"
     if response is None:
         return False, "rules: too long, or characters no answer needs"
+
+    # the rules say how they decided, or nothing
     if options:
         correct, how = judge_choice(truth, response, options)
     else:

@@ -42,6 +42,8 @@ def labelled(text):
     labels = [label_at(text, start) for start, _ in spans]
     if len(spans) < 2 or not all(labels):
         return None
+
+    # a value reaches from its label to the next separator
     values = [text[label.end():end] for label, (_, end) in zip(labels, spans, strict=True)]
     names = [tuple(phrase(label[1])) for label in labels]
     try:

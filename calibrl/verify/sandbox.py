@@ -62,6 +62,7 @@ def read_line(conn, seconds):
     "Return one line from a socket before the deadline; raise EOFError at its end."
     end = time.monotonic() + seconds
     got = b""
+    # it may come in parts, and each has only the time that is left
     while b"\n" not in got:
         left = end - time.monotonic()
         if left <= 0:
@@ -98,11 +99,15 @@ def free_worker(judges):
     with judges.lock:
         if judges.idle:
             return judges.idle.pop()
+
+        # none is idle: the nursery gets one end of a new pair of sockets
         if judges.control is None:
             start_nursery(judges)
         mine, theirs = socket_pair(judges)
         with theirs:
             socket.send_fds(judges.control, [b"w"], [theirs.fileno()])
+
+    # the worker's first line is its process id
     try:
         return mine, int(read_line(mine, START))
     except BaseException:
@@ -129,6 +134,8 @@ def dismiss(judges, conn, pid, why):
         except OSError:
             pass
     conn.close()
+
+    # the others may have run out of the same memory
     if why == "died":
         judges.stats["died"] += 1
         with judges.lock:

@@ -19,9 +19,9 @@ class Tag(NamedTuple):
     start: int # of its first character
     end: int # behind its last one
 
-def tags_of(text):
-    "Return the tags of a text in order."
-    return [Tag(found[0], found.start(), found.end()) for found in TAG.finditer(text)]
+def tag_of(match):
+    "Return the tag that was found."
+    return Tag(match[0], match.start(), match.end())
 
 # %% ../../nbs/verify/tags.ipynb #d32b752d
 class Span(NamedTuple):
@@ -114,12 +114,12 @@ def why_none(found):
 # %% ../../nbs/verify/tags.ipynb #f1826d85
 def extract(text):
     "Return the answer of a response, or why it has none."
-    tags = tags_of(text)
-    if not tags:
+    found = list(TAG.finditer(text))
+    if not found:
         return Extract(False, None, "no answer tags")
-    formatted = is_formatted(text, tags)
-    if len(tags) > MAX_TAGS:
-        return Extract(False, None, f"{len(tags)} tags")
-    found = answer_blocks(text, tags)
-    why = why_none(found)
-    return Extract(formatted, None if why else found[0], why)
+    if len(found) > MAX_TAGS:
+        return Extract(False, None, f"{len(found)} tags")
+    tags = [tag_of(match) for match in found]
+    blocks = answer_blocks(text, tags)
+    why = why_none(blocks)
+    return Extract(is_formatted(text, tags), None if why else blocks[0], why)
