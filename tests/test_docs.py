@@ -54,7 +54,8 @@ def test_readme_leaves_other_links_alone(tmp_path):
 
 
 PAGES = [  # notebook, what it exports to, its page
-    ("00_loss.ipynb", "loss", "loss.ipynb"),
+    ("00_loss.ipynb", "loss.terms", "loss.ipynb"),
+    ("00a_tasks.ipynb", "tasks", "tasks.ipynb"),
     ("00c_viz.ipynb", "viz.__init__", "viz.ipynb"),
     ("viz/toy.ipynb", "viz.toy", "viz/toy.ipynb"),
     ("viz/01_toy.ipynb", "viz.toy", "viz/toy.ipynb"),
@@ -64,7 +65,7 @@ PAGES = [  # notebook, what it exports to, its page
 
 
 @pytest.mark.parametrize("name, module, page", PAGES)
-def test_a_page_is_named_after_its_module(tmp_path, name, module, page):
+def test_a_page_is_named_as_nbdev_links_to_it(tmp_path, name, module, page):
     first = ("code", f"#| default_exp {module}") if module else ("code", "1")
     path = notebook(tmp_path/name, ("md", "# A title"), first)
     assert build_docs.page_of(path, tmp_path).as_posix() == page

@@ -16,22 +16,13 @@ KATEX = ROOT/"build/katex"
 KATEX_VERSION = "0.16.22"
 
 
-def module_of(notebook):
-    "The module a notebook exports to, or its own name; the face of a wing is the wing."
-    found = re.search(r"#\|\s*default_exp\s+([\w.]+)", notebook.read_text(encoding="utf-8"))
-    return found[1].removesuffix(".__init__") if found else notebook.stem
-
-
 def page_of(notebook, root):
-    """The path of a notebook from `root`, named after its module.
+    """The path of a notebook from `root`, without its number: so nbdev links to it.
 
     00_loss.ipynb makes loss.html, 00c_viz.ipynb viz.html, viz/toy.ipynb viz/toy.html.
     """
     path = notebook.relative_to(root)
-    module = module_of(notebook)
-    if module == notebook.stem:
-        return path
-    return Path(*module.split(".")).with_suffix(".ipynb")
+    return path.with_name(re.sub(r"^\d+[a-zA-Z0-9]*_", "", path.name))
 
 
 def relink(text, folder, pages):

@@ -14,8 +14,8 @@ STEP = {
     "train": ["train", "batches", "one_step", "sample_step", "train_step"],
     "rollout": ["encode", "prompts", "sample", "rollout", "logps", "read", "Rollouts"],
     "tasks": ["score"],
-    "loss": ["group_advantages", "clipped_surrogate", "masked_mean", "reduce_loss", "expert_gap",
-             "alpha_gate", "exploration_loss", "calibrl_loss"]}
+    "loss.terms": ["group_advantages", "clipped_surrogate", "masked_mean", "reduce_loss",
+                   "expert_gap", "alpha_gate", "exploration_loss", "calibrl_loss"]}
 
 # What the step calls and a reader may first believe, since a test holds it: how prompts are read
 # in parts, how rows are packed (as rows of their own), how the head is tiled (as full logits).
@@ -29,8 +29,9 @@ BEHIND = {
 LEFT_OUT = {
     "settings, plain containers and what reads one": ["Config", "Policy", "Logps", "Samples",
                                                       "decode", "trainable", "tokens"],
-    "checks of the input": ["_check_settings", "_checked"],
-    "what is logged and looked at": ["_metrics", "look", "sound", "diagnosis"],
+    "checks of the input": ["check_settings", "checked_batch", "checked_rewards"],
+    "what is logged and looked at": ["loss_metrics", "gap_metrics", "clip_metrics",
+                                     "look", "sound", "diagnosis"],
     "the alarm before an update": ["check_agreement"],
     "memory for time": ["recompute_activations"],
     "other methods than GRPO and CalibRL": ["refill"],
@@ -40,7 +41,8 @@ BESIDE = "what stands behind `score`: the verifier of `calibrl.tasks`, far longe
 
 def source(module):
     "The text of a module of the package."
-    return (ROOT/"calibrl"/f"{module}.py").read_text(encoding="utf-8")
+    path = ROOT/"calibrl"/f"{module.replace('.', '/')}.py"
+    return path.read_text(encoding="utf-8")
 
 
 def height(line):
