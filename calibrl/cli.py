@@ -630,8 +630,8 @@ def bench(out:str=None,            # folder for bench.json and bench.png (defaul
           only:str=None,           # rows whose name begins so: prefix, sample, head, step_vs_trl, memory_vs_trl
          ):
     "Measure the engine beside the way it is usually done, in pairs; about half an hour without --quick."
-    from calibrl import bench as B
-    B.bench(str(run_folder(out, "bench")), quick, only)
+    from calibrl import speed
+    speed.bench(str(run_folder(out, "bench")), quick, only)
 
 # %% ../nbs/06_cli.ipynb #a73931e9
 def adapter_folder(path)->Path:

@@ -35,7 +35,6 @@ sys.path.insert(0, str(ROOT/"tools"))
 # is named with its wing, and the wing's name alone is its face. A room without a row is refused.
 MAY_USE = {
     "algebra": {"tasks", "worlds.kit", "worlds.solutions", "worlds.start", "worlds.worded"},
-    "bench": {"rollout", "tasks", "train"},
     "benchmarks": {"data", "geometry", "tasks", "verify.choices", "verify.clean", "verify.core",
                    "verify.letters", "verify.sentence", "verify.spelled", "verify.tags"},
     "compare": {"algebra", "eval", "geometry", "rollout", "train"},
@@ -51,6 +50,7 @@ MAY_USE = {
     "loss.terms": {"loss.checks"},
     "plan": {"rollout", "train"},
     "rollout": {"tasks"},
+    "speed": {"rollout", "tasks", "train"},
     "tasks": {"verify.clean", "verify.decide", "verify.sandbox", "verify.tags", "verify.truth"},
     "train": {"loss", "rollout", "tasks"},
     "verify": set(),

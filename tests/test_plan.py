@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from calibrl.bench import bench_groups, bench_model, bench_problem, bench_processor
+from calibrl.speed import bench_groups, bench_model, bench_problem, bench_processor
 from calibrl.plan import Meter, gpu_bytes, most, on_paper, paired_steps, peaks, plan, sampling_bytes, traced, update_bytes, weights, work
 from calibrl.rollout import Policy, model_config
 
@@ -16,7 +16,7 @@ ROOT = Path(__file__).resolve().parent.parent
 KINDS = ("qwen2_5_vl", "qwen3_vl", "internvl", "qwen2", "qwen3")
 MEASURE = """
 import ctypes, gc, torch
-from calibrl.bench import bench_groups, bench_problem, peak
+from calibrl.speed import bench_groups, bench_problem, peak
 from calibrl.rollout import Policy
 torch.set_num_threads(1)
 P, R, T, groups, bits, gradient_checkpointing = {case}
