@@ -74,8 +74,9 @@ def shared_settings(
     caller:str,  # the loss that they were given to
 )->Settings:
     "Return `given` with the defaults of `calibrl_loss` for what it leaves out, or raise TypeError"
-    for name in given.keys() - set(Settings._fields):
-        raise TypeError(f"{caller}() got an unexpected keyword argument {name!r}")
+    for name in given:
+        if name not in Settings._fields:
+            raise TypeError(f"{caller}() got an unexpected keyword argument {name!r}")
     usual = {name: calibrl_loss.__kwdefaults__[name] for name in Settings._fields}
     return Settings(**usual | given)
 
