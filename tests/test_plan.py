@@ -174,11 +174,10 @@ def test_the_record_is_five_pairs():
 @pytest.mark.parametrize("flag, on", [(None, True), ("--gradient-checkpointing", True), ("--no-gradient-checkpointing", False)])
 def test_plan_and_train_see_the_same_recomputation(small, flag, on, monkeypatch, tmp_path, capsys):
     "One function settles it for both. The device is the only thing that is pretended: a GPU in place of the CPU."
-    from calibrl import cli, plan as P, rollout as R
-    settle, planned, trained = R.recomputes, [], []
-    on_gpu = lambda asked, device: settle(asked, "cuda")
-    monkeypatch.setattr(R, "recomputes", on_gpu)
-    monkeypatch.setattr(P, "recomputes", on_gpu)
+    from calibrl import cli, plan as P, policy as loads, rollout as handed_on
+    settle, planned, trained = loads.recomputes, [], []
+    for room in (loads, handed_on, P):
+        monkeypatch.setattr(room, "recomputes", lambda asked, device: settle(asked, "cuda"))
     traced_figures = P.figures
     monkeypatch.setattr(P, "figures", lambda *a: planned.append(a[-1]) or traced_figures(*a))
     monkeypatch.setattr(cli, "run", lambda policy, problems, cfg, out, tracker: trained.append((policy, cfg)) or [])

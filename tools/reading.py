@@ -12,7 +12,9 @@ WIDTH = 100
 # The way of a step with GRPO or CalibRL, from the loop over steps down to the loss.
 STEP = {
     "train": ["train", "batches", "one_step", "sample_step", "train_step"],
-    "rollout": ["encode", "prompts", "sample", "rollout", "logps", "read", "Rollouts"],
+    "rollout": ["rollout", "Rollouts"],
+    "policy": ["Policy.sample", "write_responses", "next_token", "Policy.logps", "response_logps",
+               "token_logps"],
     "tasks": ["score"],
     "loss.terms": ["group_advantages", "clipped_surrogate", "masked_mean", "reduce_loss",
                    "expert_gap", "alpha_gate", "exploration_loss", "calibrl_loss"]}
@@ -21,14 +23,20 @@ STEP = {
 # in parts, how rows are packed (as rows of their own), how the head is tiled (as full logits).
 BEHIND = {
     "train": ["settled", "share", "micro_batches", "summarize", "make_optimizer"],
-    "rollout": ["prefill", "collate", "attention", "_attend", "_rows_over_prefix", "one_token",
-                "pack", "packed", "draw", "_samples", "head_logps", "_FrozenHead",
-                "wide_product", "stack"]}
+    "rollout": ["stack", "join", "row_fields", "pick_rows", "widen", "first_columns"],
+    "policy": ["Policy.prompts", "prompt_batch", "position_ids", "Policy.packed", "packed_batch",
+               "read_prompts", "prefill", "Prefill", "draw", "drawer", "Drawn", "by_row",
+               "group_of", "is_response"],
+    "engine": ["encode", "plain", "collate", "padded_row", "pack", "packed_masks", "past",
+               "attention", "packed_attention", "rows_over_prefix", "own_tokens", "with_prompt",
+               "attend", "one_token", "SharedPrompts", "head_logps", "FrozenHead", "Sweep",
+               "wide_product"]}
 
 # What else these functions call, and why it is in neither list.
 LEFT_OUT = {
-    "settings, plain containers and what reads one": ["Config", "Policy", "Logps", "Samples",
-                                                      "decode", "trainable", "tokens"],
+    "settings, plain containers and what reads one": [
+        "Config", "Policy", "Logps", "Samples", "Policy.decode", "Policy.trainable",
+        "Policy.tokens", "response_tokens"],
     "checks of the input": ["check_settings", "checked_batch", "checked_rewards"],
     "what is logged and looked at": ["loss_metrics", "gap_metrics", "clip_metrics",
                                      "look", "sound", "diagnosis"],
@@ -37,6 +45,9 @@ LEFT_OUT = {
     "other methods than GRPO and CalibRL": ["refill"],
     "several processes": ["add_up", "gathered", "moved", "part_of", "processes", "watched"]}
 BESIDE = "what stands behind `score`: the verifier of `calibrl.tasks`, far longer than the step"
+
+# Classes whose methods are counted one by one: the step needs only some of them.
+BY_METHOD = ("Policy",)
 
 
 def source(module):
@@ -50,13 +61,27 @@ def height(line):
     return max(1, math.ceil(len(line)/WIDTH))
 
 
+def named(tree):
+    "Functions and classes of a module by name, methods of some classes as `Class.method`."
+    found = {}
+    for node in tree.body:
+        if not isinstance(node, (ast.FunctionDef, ast.ClassDef)):
+            continue
+        found[node.name] = node
+        if node.name in BY_METHOD:
+            methods = [method for method in node.body if isinstance(method, ast.FunctionDef)]
+            found |= {f"{node.name}.{method.name}": method for method in methods}
+    return found
+
+
 def whole(text, names):
     "Lines of functions and classes by name, each counted whole."
     lines, found = text.splitlines(), {}
-    for node in ast.parse(text).body:
-        if getattr(node, "name", None) not in names: continue
+    for name, node in named(ast.parse(text)).items():
+        if name not in names:
+            continue
         first = min([node.lineno, *(d.lineno for d in node.decorator_list)])
-        found[node.name] = sum(map(height, lines[first - 1:node.end_lineno]))
+        found[name] = sum(map(height, lines[first - 1:node.end_lineno]))
     return found
 
 
@@ -70,22 +95,35 @@ def total(functions):
     return sum(sum(lines.values()) for lines in counted(functions).values())
 
 
+def by_attribute(ours):
+    "What an attribute may call: a method of a class counted by method, or one that is patched on."
+    methods = {name.partition(".")[2]: name for name in ours if "." in name}
+    patched = [name for name, node in ours.items()
+               if "patch" in map(ast.unparse, node.decorator_list)]
+    return methods | {name: name for name in patched}
+
+
+def calls(node, ours):
+    "The names of our functions and classes that a function or class uses."
+    inside = {part.name for part in ast.walk(node) if hasattr(part, "name")}
+    methods, used = by_attribute(ours), set()
+    for part in ast.walk(node):
+        if isinstance(part, ast.Name) and part.id in ours.keys() - inside:
+            used.add(part.id)
+        if isinstance(part, ast.Attribute) and part.attr in methods:
+            used.add(methods[part.attr])
+    return used
+
+
 def unnamed():
     "What the listed functions use of the same modules, the verifier apart, and no list names."
-    ours, methods, called = {}, set(), set()
-    for module in STEP.keys() - {"tasks"}:
-        for node in ast.parse(source(module)).body:
-            if not isinstance(node, (ast.FunctionDef, ast.ClassDef)): continue
-            ours[node.name] = node
-            if "patch" in map(ast.unparse, node.decorator_list): methods.add(node.name)
+    ours = {}
+    for module in (STEP.keys() | BEHIND.keys()) - {"tasks"}:
+        ours |= named(ast.parse(source(module)))
     listed = {name for part in (STEP, BEHIND) for names in part.values() for name in names}
-
-    # A name is a function of ours, an attribute only if it was patched onto a class.
+    called = set()
     for name in listed & ours.keys():
-        inside = {n.name for n in ast.walk(ours[name]) if hasattr(n, "name")}
-        for node in ast.walk(ours[name]):
-            if isinstance(node, ast.Name) and node.id in ours.keys() - inside: called.add(node.id)
-            if isinstance(node, ast.Attribute) and node.attr in methods: called.add(node.attr)
+        called |= calls(ours[name], ours)
     return called - listed - {name for names in LEFT_OUT.values() for name in names}
 
 
@@ -96,8 +134,10 @@ def main():
         for module, lines in counted(functions).items():
             print(f"  {module}: " + ", ".join(f"{name} {n}" for name, n in lines.items()))
     print("left out:")
-    for why, names in LEFT_OUT.items(): print(f"  {why}: {', '.join(names)}")
+    for why, names in LEFT_OUT.items():
+        print(f"  {why}: {', '.join(names)}")
     print(f"  {BESIDE}")
 
 
-if __name__ == "__main__": main()
+if __name__ == "__main__":
+    main()
