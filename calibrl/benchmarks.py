@@ -20,8 +20,10 @@ from .data import _objects, _parsed, _within, as_images, read_rows
 from .tasks import Problem, Score, score
 from .verify.choices import pick
 from .verify.clean import clean
-from .verify.core import _MATHS, _calc, _form, _lex
+from .verify.forms import Value
 from .verify.letters import listed_letters
+from .verify.numbers import MATHS_ERRORS, calc
+from .verify.parse import read_form
 from .verify.sentence import candidates
 from .verify.spelled import in_signs
 from .verify.tags import extract
@@ -34,10 +36,10 @@ def number(
     s = clean(str(text))
     for x in candidates(in_signs(s)) if s else ():
         try:
-            form = _form(_lex(x))
-            value = _calc(form[1]) if form[0] == "value" else None
+            said = read_form(x)
+            value = calc(said.number) if isinstance(said, Value) else None
             if value is not None and abs(value) < 10**300: return value
-        except _MATHS: continue
+        except MATHS_ERRORS: continue
 
 # %% ../nbs/03a_benchmarks.ipynb #e374a146
 RULES = {} # name -> function(text, problem) -> bool, with .source and .deviates

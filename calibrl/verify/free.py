@@ -5,11 +5,17 @@
 # %% ../../nbs/verify/free.ipynb #3fc1d273
 from __future__ import annotations
 import re
-from .core import _MATHS, _Unreadable, _form, _lex, _many, _same
+from .expressions import Unreadable
+from .forms import List, Relation
 from .labels import labelled, same_labels, same_values
 from .letters import letters_of, listed_letters, same_letter
+from .numbers import MATHS_ERRORS
+from .parse import read_form
+from .readings import many
+from .same import same
 from .sentence import HEDGES, candidates, is_doubtful, words_of
 from .spelled import in_signs
+from .tokens import lex
 from .truth import read_truth
 from .words import same_word_list, same_words, same_yes_no
 
@@ -40,14 +46,14 @@ def hedges_for(truth):
     "Return the words that leave a response to this truth open."
     hedges = HEDGES - set(words_of(truth.text))
     form = truth.form if truth.kind == "form" else None
-    may_join = form and (_many(form) or form[0] == "rel")
+    may_join = form and (many(form) or isinstance(form, Relation))
     return hedges - {"or"} if may_join else hedges
 
 def same_tokens(first, second):
     "Return whether two texts are the same but for spaces that mean nothing."
     try:
-        return _lex(first) == _lex(second)
-    except _Unreadable:
+        return lex(first) == lex(second)
+    except Unreadable:
         return False
 
 # %% ../../nbs/verify/free.ipynb #1fbd1968
@@ -56,27 +62,27 @@ def form_for(truth, response):
     if not GROUPED.fullmatch(truth.text):
         return truth.form
     is_list = re.search(r", |and", response) and "(" not in response
-    return _form(_lex(truth.text.replace(",", ", "))) if is_list else truth.form
+    return read_form(truth.text.replace(",", ", ")) if is_list else truth.form
 
 # %% ../../nbs/verify/free.ipynb #8d68e3db
 def same_form(form, text):
     "Return whether a text means a form; None where the grammar cannot tell."
-    if form[0] == "list" and GROUPED.fullmatch(text):
+    if isinstance(form, List) and GROUPED.fullmatch(text):
         text = text.replace(",", ", ")
-    return _same(form, _form(_lex(text)))
+    return same(form, read_form(text))
 
 def same_parts(labels, text):
     "Return whether a text gives every labelled part its value."
     found = labelled(text)
-    return same_labels(labels, found) if found else same_values(labels, _form(_lex(text)))
+    return same_labels(labels, found) if found else same_values(labels, read_form(text))
 
 # %% ../../nbs/verify/free.ipynb #90dcfa2d
 def judge_form(truth, response):
     "Return (correct, how) of a response to a truth that the grammar reads."
-    form, kind, same = truth.form, truth.kind, same_parts
+    form, kind, means = truth.form, truth.kind, same_parts
     if kind == "form":
         form = form_for(truth, response)
-        kind, same = form[0], same_form
+        kind, means = form.kind, same_form
     how = f"rules: {kind}"
     if same_tokens(truth.text, response):
         return True, how
@@ -85,8 +91,8 @@ def judge_form(truth, response):
     can_tell = False
     for text in candidates(in_signs(response)):
         try:
-            verdict = same(form, text)
-        except _MATHS:
+            verdict = means(form, text)
+        except MATHS_ERRORS:
             continue
         if verdict:
             return True, how

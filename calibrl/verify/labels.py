@@ -5,7 +5,11 @@
 # %% ../../nbs/verify/labels.ipynb #29385dea
 from __future__ import annotations
 import re
-from .core import _CLOSE, _MATHS, _OPEN, _form, _lex, _same
+from .forms import List, Set, Tuple, Union, Value
+from .numbers import MATHS_ERRORS
+from .parse import read_form
+from .same import same, same_in_order
+from .tokens import CLOSE, OPEN
 from .words import phrase
 
 # %% auto #0
@@ -26,9 +30,9 @@ def part_spans(text):
     "Return where each part starts and ends: at separators with a label behind them."
     starts, ends, depth = [0], [], 0
     for mark in SEPARATOR.finditer(text):
-        if mark[0] in _OPEN:
+        if mark[0] in OPEN:
             depth += 1
-        elif mark[0] in _CLOSE:
+        elif mark[0] in CLOSE:
             depth -= 1
         elif not depth and label_at(text, mark.end()):
             ends.append(mark.start())
@@ -47,8 +51,8 @@ def labelled(text):
     values = [text[label.end():end] for label, (_, end) in zip(labels, spans, strict=True)]
     names = [tuple(phrase(label[1])) for label in labels]
     try:
-        forms = [_form(_lex(value)) for value in values]
-    except _MATHS:
+        forms = [read_form(value) for value in values]
+    except MATHS_ERRORS:
         return None
     is_unique = len(set(names)) == len(names)
     return tuple(zip(names, forms, strict=True)) if is_unique else None
@@ -59,13 +63,12 @@ def same_labels(truth, found):
     found = dict(found)
     if len(found) != len(truth):
         return False
-    return all(label in found and _same(value, found[label]) for label, value in truth)
+    return all(label in found and same(value, found[label]) for label, value in truth)
 
 def same_values(truth, listed):
     "Return whether a list gives the values of the labels alone, in their order."
-    if listed[0] != "list" or "or" in listed[2] or len(listed[1]) != len(truth):
+    if not isinstance(listed, List) or "or" in listed.separators:
         return False
-    if not all(item[0] in ("value", "tuple", "set", "union") for item in listed[1]):
+    if not all(isinstance(item, (Value, Tuple, Set, Union)) for item in listed.items):
         return False
-    pairs = zip(truth, listed[1], strict=True)
-    return all(_same(value, item) for (_, value), item in pairs)
+    return same_in_order([value for _, value in truth], listed.items)

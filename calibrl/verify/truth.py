@@ -7,9 +7,10 @@ from __future__ import annotations
 import functools, math, re
 from typing import NamedTuple
 from .clean import clean
-from .core import _MATHS, _form, _lex
 from .labels import labelled
 from .letters import listed_letters
+from .numbers import MATHS_ERRORS
+from .parse import read_form
 from .sentence import NAMED, VERB, candidates
 from .spelled import in_signs
 from .words import YES_NO
@@ -84,7 +85,7 @@ class Truth(NamedTuple):
     form: object = None # of the grammar, for "form" and "labels"
 
 # %% ../../nbs/verify/truth.ipynb #0023ce7e
-def read_form(text):
+def by_grammar(text):
     "Return a truth by the grammar; of kind latex or words where the grammar cannot read it."
     spelled = in_signs(text)
     labels = labelled(spelled)
@@ -92,8 +93,8 @@ def read_form(text):
         return Truth(text, "labels", labels)
     for core in cores(spelled):
         try:
-            return Truth(text, "form", _form(_lex(core)))
-        except _MATHS:
+            return Truth(text, "form", read_form(core))
+        except MATHS_ERRORS:
             continue
     return Truth(text, "latex" if "\\" in text else "words")
 
@@ -120,4 +121,4 @@ def read_truth(
         return Truth(text, "letters")
     if is_one_word(text) or is_chemical(text):
         return Truth(text, "words")
-    return read_form(text)
+    return by_grammar(text)
