@@ -1,4 +1,5 @@
-"""The command as a user meets it: files left behind, one clear line for mistakes, the same seed twice."""
+"""The command as a user meets it: files left behind, one clear line for mistakes, the same seed
+twice."""
 import json
 
 import pytest
@@ -12,61 +13,95 @@ def test_help_and_version(capsys):
     for name in COMMANDS:
         assert main([*name.split(), "--help"]) == 0
         text = " ".join(capsys.readouterr().out.split())
-        assert COMMANDS[name].__doc__.split(";")[0][:40] in text and ("--out" in text or name in ("report", "plan", "data check"))
+        assert COMMANDS[name].__doc__.split(";")[0][:40] in text
+        assert "--out" in text or name in ("report", "plan", "data check")
     assert main(["train", "--help"]) == 0 and "--lora-rank" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("argv, word", [
-    (["trian"], "no command 'trian'"), (["train", "--gap", "tokens"], "gap must be one of"), (["train", "--alpha", "x"], "invalid float value"), (["train", "--nope"], "unrecognized"),
-    (["train", "--method", "ppo"], "method must be one of"), (["train", "--model", "/no/model"], "no model at"), (["train", "--config", "/no/c.toml"], "no configuration at"),
-    (["train", "--bits", "3"], "bits must be"), (["train", "--engine", "rows"], "engine must be 'shared'"), (["train", "--adapter", "/no/run"], "no adapter in"),
-    (["eval", "--adapter", "/no/run"], "no adapter in"), (["eval", "--benchmarks", "geo"], "benchmark geo is unknown"), (["eval", "--limit", "0"], "at least 1"),
-    (["demo", "--steps", "-1"], "steps must be")])
-def test_mistakes_get_one_line_and_exit_code_2(argv, word, capsys, tmp_path, monkeypatch):
+@pytest.mark.parametrize("line, word", [
+    ("trian", "no command 'trian'"),
+    ("train --gap tokens", "gap must be one of"),
+    ("train --alpha x", "invalid float value"),
+    ("train --nope", "unrecognized"),
+    ("train --method ppo", "method must be one of"),
+    ("train --model /no/model", "no model at"),
+    ("train --config /no/c.toml", "no configuration at"),
+    ("train --bits 3", "bits must be"),
+    ("train --engine rows", "engine must be 'shared'"),
+    ("train --adapter /no/run", "no adapter in"),
+    ("eval --adapter /no/run", "no adapter in"),
+    ("eval --benchmarks geo", "benchmark geo is unknown"),
+    ("eval --limit 0", "at least 1"),
+    ("demo --steps -1", "steps must be")])
+def test_mistakes_get_one_line_and_exit_code_2(line, word, capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    assert main(argv) == 2
+    assert main(line.split()) == 2
     err = capsys.readouterr().err.strip()
     assert word in err.splitlines()[-1] and "Traceback" not in err
-    assert not (tmp_path/"runs").exists()                      # a refused command leaves nothing behind
+    assert not (tmp_path/"runs").exists()                # a refused command leaves nothing behind
 
 
 def rows(path):
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
+def metrics(folder):
+    "The metrics of a run without the clock."
+    found = rows(folder/"metrics.jsonl")
+    return [{k: v for k, v in r.items() if k != "seconds"} for r in found]
+
+
 def test_train_then_eval(tmp_path, capsys):
+    first = tmp_path/"a"
     common = ["train", "--bits", "4", "--steps", "2", "--prompts", "4", "--responses", "4"]
-    assert main([*common, "--seed", "1", "--out", str(tmp_path/"a")]) == 0
-    assert {"config.toml", "metrics.jsonl", "curves.png", "adapter"} <= {p.name for p in (tmp_path/"a").iterdir()}
-    assert main([*common, "--config", str(tmp_path/"a/config.toml"), "--out", str(tmp_path/"b")]) == 0
+    assert main([*common, "--seed", "1", "--out", str(first)]) == 0
+    left = {p.name for p in first.iterdir()}
+    assert {"config.toml", "metrics.jsonl", "curves.png", "adapter"} <= left
+    again = ["--config", str(first/"config.toml"), "--out", str(tmp_path/"b")]
+    assert main([*common, *again]) == 0
     assert main([*common, "--seed", "2", "--out", str(tmp_path/"c")]) == 0
-    a, b, c = ([{k: v for k, v in r.items() if k != "seconds"} for r in rows(tmp_path/x/"metrics.jsonl")] for x in "abc")
+    a, b, c = (metrics(tmp_path/name) for name in "abc")
     assert len(a) == 2 and a == b != c
-    assert main(["train", "--out", str(tmp_path/"a"), "--steps", "1"]) == 2 and "steps was 2 and is 1 now" in capsys.readouterr().err
-    assert main(["eval", "--adapter", str(tmp_path/"a"), "--bits", "4", "--limit", "4", "--k", "2", "--out", str(tmp_path/"e")]) == 0
+    assert main(["train", "--out", str(first), "--steps", "1"]) == 2
+    assert "steps was 2 and is 1 now" in capsys.readouterr().err
+
+    # the run is examined
+    exam = ["eval", "--adapter", str(first), "--bits", "4", "--limit", "4", "--k", "2"]
+    assert main([*exam, "--out", str(tmp_path/"e")]) == 0
     assert "geometry_hard" in capsys.readouterr().out
     graded = rows(tmp_path/"e/answers.jsonl")
-    assert len(graded) == 8 and {r["benchmark"] for r in graded} == {"geometry_test", "geometry_hard"}
-    shares = {f["benchmark"]: f["accuracy"] for f in json.loads((tmp_path/"e/summary.json").read_text())}
+    assert len(graded) == 8
+    assert {r["benchmark"] for r in graded} == {"geometry_test", "geometry_hard"}
+    summary = json.loads((tmp_path/"e/summary.json").read_text())
+    shares = {f["benchmark"]: f["accuracy"] for f in summary}
     assert shares["geometry_test"] == sum(sum(r["correct"]) for r in graded[:4])/8
 
 
 def test_demo_leaves_everything_to_look_at(tmp_path, capsys):
     assert main(["demo", "--quick", "--steps", "1", "--out", str(tmp_path/"demo")]) == 0
     out = capsys.readouterr().out
-    for word in ("before", "after", "test: greedy accuracy", "hard: pass@4", "blank pictures", "Entropy", "report.html", "Next:"): assert word in out
+    words = ("before", "after", "test: greedy accuracy", "hard: pass@4", "blank pictures",
+             "Entropy", "report.html", "Next:")
+    for word in words:
+        assert word in out
     from calibrl.geometry import tiny_checkpoint
     from calibrl.rollout import Policy
     full = Policy.from_pretrained(tiny_checkpoint(), lora_rank=0).model
     assert f"of {sum(w.numel() for w in full.parameters()):,} parameters in 4 bits" in out
-    assert {"config.toml", "metrics.jsonl", "curves.png", "samples.png", "report.html", "answers.jsonl", "adapter"} <= {p.name for p in (tmp_path/"demo").iterdir()}
+    left = {p.name for p in (tmp_path/"demo").iterdir()}
+    assert {"config.toml", "metrics.jsonl", "curves.png", "samples.png", "report.html",
+            "answers.jsonl", "adapter"} <= left
     page = (tmp_path/"demo/report.html").read_text()
-    assert page.count("data:image/png") >= 5 and "http://" not in page and "https://" not in page
+    assert page.count("data:image/png") >= 5
+    assert "http://" not in page and "https://" not in page
 
 
 def test_report_of_a_run(tmp_path, capsys):
-    assert main(["train", "--steps", "1", "--prompts", "2", "--responses", "2", "--max-new-tokens", "8", "--out", str(tmp_path/"run")]) == 0
-    (tmp_path/"run/report.html").unlink(); (tmp_path/"run/summary.json").unlink()
-    assert main(["report", str(tmp_path/"run")]) == 0 and capsys.readouterr().out.endswith("report.html\n")
-    assert "1 of 1" in (tmp_path/"run/report.html").read_text()
+    run = tmp_path/"run"
+    few = ["--steps", "1", "--prompts", "2", "--responses", "2", "--max-new-tokens", "8"]
+    assert main(["train", *few, "--out", str(run)]) == 0
+    (run/"report.html").unlink()
+    (run/"summary.json").unlink()
+    assert main(["report", str(run)]) == 0 and capsys.readouterr().out.endswith("report.html\n")
+    assert "1 of 1" in (run/"report.html").read_text()
     assert main(["report", str(tmp_path)]) == 2 and "no run in" in capsys.readouterr().err

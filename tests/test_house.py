@@ -40,9 +40,11 @@ MAY_USE = {
                    "verify.letters", "verify.numbers", "verify.parse", "verify.sentence",
                    "verify.spelled", "verify.tags"},
     "compare": {"algebra", "eval", "geometry", "rollout", "train"},
+    "config": {"files", "loss"},
     "data": {"rollout", "tasks"},
     "engine": {"tasks"},
     "eval": {"benchmarks", "rollout", "tasks"},
+    "files": set(),
     "geometry": {"tasks", "worlds.drawing", "worlds.drawn", "worlds.kit", "worlds.lessons",
                  "worlds.solutions", "worlds.start", "worlds.tiny_vl"},
     "loss": {"loss.live", "loss.objectives", "loss.rivals", "loss.terms"},
@@ -51,12 +53,29 @@ MAY_USE = {
     "loss.objectives": {"loss.live", "loss.rivals", "loss.terms"},
     "loss.rivals": {"loss.checks", "loss.terms"},
     "loss.terms": {"loss.checks"},
+    "methods": {"config", "loss", "rollout"},
+    "parallel": {"rollout"},
     "plan": {"rollout", "train"},
     "policy": {"base", "engine"},
     "rollout": {"base", "engine", "policy", "tasks"},
+    "runs": set(),
+    "runs.checkpoints": {"files", "rollout"},
+    "runs.demo": {"config", "eval", "geometry", "rollout", "runs.folder", "runs.loop",
+                  "runs.report", "runs.sources", "runs.tables", "viz"},
+    "runs.evaluation": {"eval", "rollout", "runs.folder", "runs.sources", "runs.tables"},
+    "runs.folder": {"config"},
+    "runs.launch": {"parallel"},
+    "runs.logs": {"files"},
+    "runs.loop": {"config", "files", "parallel", "rollout", "runs.checkpoints", "runs.logs",
+                  "runs.report", "train", "viz"},
+    "runs.report": {"config", "files", "runs.sources", "viz"},
+    "runs.sources": {"data", "eval", "files", "geometry", "runs.checkpoints"},
+    "runs.start": {"config", "files", "parallel", "rollout", "runs.checkpoints", "runs.folder",
+                   "runs.launch", "runs.loop", "runs.report", "runs.sources"},
+    "runs.tables": set(),
     "speed": {"rollout", "tasks", "train"},
     "tasks": {"verify.clean", "verify.decide", "verify.sandbox", "verify.tags", "verify.truth"},
-    "train": {"loss", "rollout", "tasks"},
+    "train": {"config", "loss", "methods", "parallel", "rollout", "tasks"},
     "verify": set(),
     "verify.adjacent": {"verify.expressions", "verify.tokens", "verify.units"},
     "verify.characters": set(),
@@ -132,8 +151,9 @@ MAY_USE = {
 }
 MAY_USE["cli"] = set(MAY_USE)
 
-# Classes that stand whole in one cell: their methods only call functions
-WHOLE_CLASSES = {"Policy", "Config"}
+# What stands whole in one cell: classes whose methods only call functions, commands with an option
+# a line
+WHOLE = {"Policy", "Config", "train", "evaluate"}
 HEAVY = {"transformers", "peft", "bitsandbytes", "datasets", "math_verify", "sympy", "accelerate",
          "trl"}
 
@@ -357,8 +377,8 @@ def test_notebook(path):
     long = []
     for number, source in enumerate("".join(cell["source"]) for cell in cells):
         height = len([line for line in source.splitlines() if line.strip()]) - 1
-        whole = re.search(r"^class (\w+)", source, flags=re.M)
-        if whole and whole[1] in WHOLE_CLASSES:
+        whole = re.search(r"^(?:class|def) (\w+)", source, flags=re.M)
+        if whole and whole[1] in WHOLE:
             continue
         if re.match(r"#\|\s*export", source) and height > 40:
             long.append((number, height))

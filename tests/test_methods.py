@@ -39,7 +39,7 @@ def ro(tiny):
 
 def settled(method, **options):
     "Return the configuration of a method with everything that it defines."
-    return Config(method=method, **options).settled()
+    return Config(method=method, **options).resolved()
 
 
 def step(tiny, ro, method, **options):
@@ -179,12 +179,12 @@ def test_every_name_is_there_and_says_where_from():
     for method, o in OBJECTIVES.items():
         cfg = settled(method)
         assert None not in [getattr(cfg, name) for name in names]
-        assert o.rows in (*ROWS, "own") and cfg.settled() == cfg
+        assert o.rows in (*ROWS, "own") and cfg.resolved() == cfg
     assert settled("dapo", clip_high=.5).clip_high == .5
     assert settled("dapo").clip_high == .28
 
     # Nothing of the first method is left.
-    assert replace(Config(method="dapo"), method="grpo").settled().clip_high == .2
+    assert replace(Config(method="dapo"), method="grpo").resolved().clip_high == .2
 
 
 def test_a_live_expert_is_heard_where_nobody_is_right(ro, tiny):

@@ -175,12 +175,14 @@ def test_the_record_is_five_pairs():
 def test_plan_and_train_see_the_same_recomputation(small, flag, on, monkeypatch, tmp_path, capsys):
     "One function settles it for both. The device is the only thing that is pretended: a GPU in place of the CPU."
     from calibrl import cli, plan as P, policy as loads, rollout as handed_on
+    from calibrl.runs import start
     settle, planned, trained = loads.recomputes, [], []
-    for room in (loads, handed_on, P):
-        monkeypatch.setattr(room, "recomputes", lambda asked, device: settle(asked, "cuda"))
+    for room in (loads, handed_on, P, start):
+        if hasattr(room, "recomputes"):
+            monkeypatch.setattr(room, "recomputes", lambda asked, device: settle(asked, "cuda"))
     traced_figures = P.figures
     monkeypatch.setattr(P, "figures", lambda *a: planned.append(a[-1]) or traced_figures(*a))
-    monkeypatch.setattr(cli, "run", lambda policy, problems, cfg, out, tracker: trained.append((policy, cfg)) or [])
+    monkeypatch.setattr(start, "run_in_folder", lambda policy, problems, cfg, out, tracker: trained.append((policy, cfg)) or [])
     flags = [flag] if flag else []
     assert cli.main(["plan", str(small(256, 4)), "--gpu", "1GB", "--prompts", "2", "--max-new-tokens", "8", *flags]) == 0
     recomputed = capsys.readouterr().out.count("activations recomputed")
@@ -192,7 +194,7 @@ def test_plan_and_train_see_the_same_recomputation(small, flag, on, monkeypatch,
 
 def test_a_run_may_go_on_with_activations_kept_or_recomputed(tmp_path):
     "No number of a run depends on it, so a resumed run may change it; in Python the configuration wins over how a policy was loaded."
-    from calibrl.cli import other_options
+    from calibrl.runs.folder import other_options
     from calibrl.geometry import problems, tiny_checkpoint
     from calibrl.train import Config, save_config, train
     cfg = Config(steps=1, prompts=2, responses=2, mini_batches=1, gradient_checkpointing=True)

@@ -1,6 +1,8 @@
-"""Several processes: killed together or one alone and gone on with, in other numbers, and with the layers of the base spread over them."""
+"""Several processes: killed together or one alone and gone on with, in other numbers, and with the
+layers of the base spread over them."""
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -13,14 +15,19 @@ import pytest
 import torch
 from torch.distributed.tensor import DTensor
 
+from calibrl import parallel as P
 from calibrl import train as T
-from calibrl.cli import main, read_lines
+from calibrl.cli import main
+from calibrl.files import read_jsonl
 from calibrl.geometry import problems
 from calibrl.rollout import Policy
+from calibrl.runs import checkpoints as C
+from calibrl.runs import loop, start
 
 ROOT = Path(__file__).resolve().parent.parent
 ASSETS = ROOT/"calibrl/assets"
-SMALL = ["--prompts", "4", "--responses", "4", "--max-new-tokens", "40", "--steps", "6", "--save-every", "2"]
+SMALL = ["--prompts", "4", "--responses", "4", "--max-new-tokens", "40", "--steps", "6",
+         "--save-every", "2"]
 SLOW = """import os, time
 fsync = os.fsync
 os.fsync = lambda fd: (time.sleep(0.25), fsync(fd))[1]
@@ -29,18 +36,25 @@ os.fsync = lambda fd: (time.sleep(0.25), fsync(fd))[1]
 
 def launch(out, *more, config="ddp.yaml", path=()):
     "Two processes of `calibrl train`, as the documentation launches them."
-    env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(map(str, [*path, ROOT]))}
-    argv = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(ASSETS/config), "--num_processes", "2", "--main_process_port", "0", "-m", "calibrl.cli", "train", *SMALL, "--out", str(out), *more]
-    return subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=env)
+    env = {**os.environ, "OMP_NUM_THREADS": "1",
+           "PYTHONPATH": os.pathsep.join(map(str, [*path, ROOT]))}
+    argv = [sys.executable, "-m", "accelerate.commands.launch", "--config_file",
+            str(ASSETS/config), "--num_processes", "2", "--main_process_port", "0",
+            "-m", "calibrl.cli", "train", *SMALL, "--out", str(out), *more]
+    return subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+                            env=env)
 
 
 def members(launcher):
     "The processes that train, by their number."
     found = {}
     for p in psutil.Process(launcher.pid).children(recursive=True):
-        try: env = p.environ()
-        except psutil.Error: continue
-        if "RANK" in env: found[int(env["RANK"])] = p
+        try:
+            env = p.environ()
+        except psutil.Error:
+            continue
+        if "RANK" in env:
+            found[int(env["RANK"])] = p
     return found
 
 
@@ -51,24 +65,35 @@ def done(p, seconds=120):
 
 
 def unless_aborted(run):
-    "`run(0)`, and `run(1)` if a process was aborted: gloo's listener does that now and then when a connection fails (github.com/pytorch/gloo/issues/514). The same command goes on; whatever else goes wrong counts."
-    try: return run(0)
+    """`run(0)`, and `run(1)` if a process was aborted: gloo's listener does that now and then when
+    a connection fails (github.com/pytorch/gloo/issues/514). The same command goes on; whatever
+    else goes wrong counts."""
+    try:
+        return run(0)
     except (AssertionError, torch.multiprocessing.ProcessExitedException) as e:
-        if "SIGABRT" not in str(e): raise
+        if "SIGABRT" not in str(e):
+            raise
         return run(1)
 
 
+NUMBERS = ("loss", "policy_loss", "exploration_loss", "gap", "reward", "entropy", "tokens")
+
+
 def close(a, b):
-    "The same steps, up to the order in which floats are added: it decides on which side of the gate a gap of zero falls, which the gradient's norm shows first."
+    """The same steps, up to the order in which floats are added: it decides on which side of the
+    gate a gap of zero falls, which the gradient's norm shows first."""
     assert [r["sample"] for r in a] == [r["sample"] for r in b] and len(a) > 0
-    for x, y in zip(a, b):
-        assert all(y[k] == pytest.approx(x[k], abs=1e-5) for k in ("loss", "policy_loss", "exploration_loss", "gap", "reward", "entropy", "tokens")) and y["grad_norm"] == pytest.approx(x["grad_norm"], rel=1e-3)
+    for x, y in zip(a, b, strict=True):
+        assert all(y[k] == pytest.approx(x[k], abs=1e-5) for k in NUMBERS)
+        assert y["grad_norm"] == pytest.approx(x["grad_norm"], rel=1e-3)
 
 
-def same(rows): return [{k: v for k, v in r.items() if k != "seconds"} for r in rows]
+def without_clock(rows):
+    return [{k: v for k, v in r.items() if k != "seconds"} for r in rows]
 
 
-def figures(out): return same(read_lines(out/"metrics.jsonl"))
+def figures(out):
+    return without_clock(read_jsonl(out/"metrics.jsonl"))
 
 
 @pytest.fixture(scope="module")
@@ -76,27 +101,47 @@ def straight(tmp_path_factory):
     "An uninterrupted run of two processes."
     out = tmp_path_factory.mktemp("processes")/"straight"
     said = unless_aborted(lambda _: done(launch(out)))
-    assert said.count("Files in") == 1                                                                          # one voice
+    assert said.count("Files in") == 1                                # one voice
     return out
 
 
+def names(out):
+    "The names of a run's checkpoints."
+    return [c.name for c in C.checkpoints(out/"checkpoints")]
+
+
 def test_two_processes_give_the_run_of_one(straight, tmp_path):
-    "One process with the same slices to sample: the same run, up to the order in which floats are added."
-    assert main(["train", *SMALL, "--sample-prompts", "2", "--out", str(tmp_path/"one")]) == 0
-    one, two = figures(tmp_path/"one"), figures(straight)
+    """One process with the same slices to sample: the same run, up to the order in which floats
+    are added."""
+    alone = tmp_path/"one"
+    assert main(["train", *SMALL, "--sample-prompts", "2", "--out", str(alone)]) == 0
+    one, two = figures(alone), figures(straight)
     close(one, two)
     assert len(one) == 6 and T.load_config(straight/"config.toml").sample_prompts == 2
-    assert any(a["loss"] != b["loss"] for a, b in zip(one, two))                                                # not to the last bit: there were two indeed
-    assert [c.name for c in T.checkpoints(tmp_path/"one/checkpoints")] == [c.name for c in T.checkpoints(straight/"checkpoints")]
+
+    # not to the last bit: there were two indeed
+    assert any(a["loss"] != b["loss"] for a, b in zip(one, two, strict=True))
+    assert names(alone) == names(straight)
 
 
 def test_killed_alone_or_together_and_gone_on_with(straight, tmp_path):
-    "kill -9 of the second process, of the first while it writes a checkpoint, of all with their launcher; the same command each time."
+    """kill -9 of the second process, of the first while it writes a checkpoint, of all with their
+    launcher; the same command each time."""
     out = tmp_path/"run"
-    (tmp_path/"slow").mkdir(); (tmp_path/"slow/sitecustomize.py").write_text(SLOW)
-    lines = lambda n: lambda: (out/"metrics.jsonl").exists() and (out/"metrics.jsonl").read_bytes().count(b"\n") >= n
-    writing = lambda n: lambda: (out/f"checkpoints/.step-{n}.new").exists()
-    moments = [([1], lines(1), False, 0), ([0], writing(2), True, 0), ([0, 1, None], lines(3), False, 2)]
+    log = out/"metrics.jsonl"
+    (tmp_path/"slow").mkdir()
+    (tmp_path/"slow/sitecustomize.py").write_text(SLOW)
+
+    def lines(n):
+        return lambda: log.exists() and log.read_bytes().count(b"\n") >= n
+
+    def writing(n):
+        return lambda: (out/f"checkpoints/.step-{n}.new").exists()
+
+    moments = [     # who is killed, what has happened, slowly or not, the newest checkpoint then
+        ([1], lines(1), False, 0),
+        ([0], writing(2), True, 0),
+        ([0, 1, None], lines(3), False, 2)]
     for who, happened, slow, newest in moments:
         p = launch(out, path=[tmp_path/"slow"] if slow else [])
         end = time.monotonic() + 120
@@ -105,102 +150,154 @@ def test_killed_alone_or_together_and_gone_on_with(straight, tmp_path):
             time.sleep(0.002)
         them = members(p)
         assert sorted(them) == [0, 1]
-        if None in who: p.kill()
+        if None in who:
+            p.kill()
         for rank in who:
-            if rank is not None: them[rank].kill()
-        err = p.communicate(timeout=60)[1]                                                                      # nobody waits for the dead
+            if rank is not None:
+                them[rank].kill()
+
+        # nobody waits for the dead
+        err = p.communicate(timeout=60)[1]
         gone, alive = psutil.wait_procs(them.values(), timeout=10)
         assert p.returncode != 0 and not alive and not (out/"summary.json").exists()
-        if who == [1]: assert "another process of this run ended" in err and "give the same command again" in err
-        assert ([c.name for c in T.checkpoints(out/"checkpoints")] or ["step-0"])[-1] == f"step-{newest}"
+        if who == [1]:
+            assert "another process of this run ended" in err
+            assert "give the same command again" in err
+        assert (names(out) or ["step-0"])[-1] == f"step-{newest}"
     unless_aborted(lambda _: done(launch(out)))
     assert figures(out) == figures(straight)
-    for name in ("samples.jsonl", "adapter/adapter_model.safetensors"): assert (out/name).read_bytes() == (straight/name).read_bytes()
+    for name in ("samples.jsonl", "adapter/adapter_model.safetensors"):
+        assert (out/name).read_bytes() == (straight/name).read_bytes()
 
 
 def test_a_run_of_two_goes_on_with_one(straight, tmp_path):
     "The slices that are sampled stay those the run began with, so the numbers do, too."
-    import shutil
     out = tmp_path/"run"
-    shutil.copytree(straight, out); (out/"summary.json").unlink(); shutil.rmtree(out/"checkpoints/step-6"); shutil.rmtree(out/"checkpoints/step-4")
-    for c in T.checkpoints(out/"checkpoints"): assert c.name == "step-2"
+    shutil.copytree(straight, out)
+    (out/"summary.json").unlink()
+    for step in (6, 4):
+        shutil.rmtree(out/f"checkpoints/step-{step}")
+    for name in names(out):
+        assert name == "step-2"
     assert main(["train", *SMALL, "--out", str(out)]) == 0
     close(figures(straight), figures(out))
 
 
 def test_when_one_is_told_to_stop_all_stop(tmp_path, monkeypatch):
-    "A signal may reach one process a step before the others: a run that ends before its last step is never called finished."
-    monkeypatch.setattr(T, "gathered", lambda mine: [mine, True] if mine is False else [mine])                   # the other process was asked to stop
-    assert main(["train", *SMALL, "--out", str(tmp_path/"run")]) == 130
-    assert len(figures(tmp_path/"run")) == 1 and not (tmp_path/"run/summary.json").exists() and T.checkpoints(tmp_path/"run/checkpoints")[-1].name == "step-1"
+    """A signal may reach one process a step before the others: a run that ends before its last
+    step is never called finished."""
+    # the other process was asked to stop
+    monkeypatch.setattr(loop, "all_gather",
+                        lambda mine: [mine, True] if mine is False else [mine])
+    out = tmp_path/"run"
+    assert main(["train", *SMALL, "--out", str(out)]) == 130
+    assert len(figures(out)) == 1 and not (out/"summary.json").exists()
+    assert names(out)[-1] == "step-1"
 
 
 def verdicts(monkeypatch):
     "Random weights are never right: any verdict will do."
     from calibrl import rollout
     from calibrl.tasks import Score
-    monkeypatch.setattr(rollout, "score", lambda text, *_: Score(sum(map(ord, text)) % 2 == 0, False))
+    monkeypatch.setattr(rollout, "score",
+                        lambda text, *_: Score(sum(map(ord, text)) % 2 == 0, False))
 
 
 def of_kind(kind):
     "Problems for a model; one without a picture among those with."
-    return [replace(p, images=()) if kind.startswith("qwen3/") or kind == "qwen2" or i == 1 else p for i, p in enumerate(problems(6, seed=1))]
+    text_only = kind.startswith("qwen3/") or kind == "qwen2"
+    ps = problems(6, seed=1)
+    return [replace(p, images=()) if text_only or i == 1 else p for i, p in enumerate(ps)]
 
 
-UNEVEN = T.Config(prompts=3, responses=3, mini_batches=1, steps=2, max_new_tokens=32, sample_prompts=1, micro_tokens=1, lr=1e-3)       # of 3 problems one process has 1, the other 2
-CASES = {"qwen2_5_vl": {}, "qwen2": {"method": "grpo"}, "qwen3_vl": {"method": "luffy"}, "internvl": {"method": "calibrl_reference"}}
+# of 3 problems one process has 1, the other 2
+UNEVEN = T.Config(prompts=3, responses=3, mini_batches=1, steps=2, max_new_tokens=32,
+                  sample_prompts=1, micro_tokens=1, lr=1e-3)
+CASES = {"qwen2_5_vl": {}, "qwen2": {"method": "grpo"}, "qwen3_vl": {"method": "luffy"},
+         "internvl": {"method": "calibrl_reference"}}
 
 
 def spread_member(rank, store, folders, cases):
     "One of two processes, each with its part of every layer."
     torch.set_num_threads(1)
-    torch.distributed.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2, timeout=timedelta(seconds=60))
+    torch.distributed.init_process_group("gloo", init_method=f"file://{store}", rank=rank,
+                                         world_size=2, timeout=timedelta(seconds=60))
+    place = Path(store).parent
     with pytest.MonkeyPatch.context() as m:
         verdicts(m)
         for kind, options in cases.items():
-            policy = Policy.from_pretrained(folders[kind], gradient_checkpointing=kind == "qwen2_5_vl")
-            T.spread(policy)
-            rows, parts = same(list(T.train(policy, of_kind(kind), replace(UNEVEN, **options)))), [w for w in policy.model.parameters() if isinstance(w, DTensor)]
-            (Path(store).parent/f"{kind}-{rank}.json").write_text(json.dumps({"held": sum(w.to_local().numel() for w in parts), "of": sum(w.numel() for w in parts), "rows": rows}))
-            policy.save(Path(store).parent/f"{kind}-{rank}")
-    T.gathered(None); torch.distributed.destroy_process_group()
+            policy = Policy.from_pretrained(folders[kind],
+                                            gradient_checkpointing=kind == "qwen2_5_vl")
+            P.shard_layers(policy)
+            rows = list(T.train(policy, of_kind(kind), replace(UNEVEN, **options)))
+            parts = [w for w in policy.model.parameters() if isinstance(w, DTensor)]
+            note = {"held": sum(w.to_local().numel() for w in parts),
+                    "of": sum(w.numel() for w in parts), "rows": without_clock(rows)}
+            (place/f"{kind}-{rank}.json").write_text(json.dumps(note))
+            policy.save(place/f"{kind}-{rank}")
+    P.all_gather(None)
+    torch.distributed.destroy_process_group()
+
+
+def frozen_layers(policy):
+    "How many numbers the frozen decoder layers of a policy hold."
+    return sum(w.numel() for n, w in policy.model.named_parameters()
+               if ".layers." in n and "visual" not in n and "vision" not in n
+               and not w.requires_grad)
 
 
 def test_layers_spread_over_two_processes_train_as_one_whole(checkpoint, tmp_path, monkeypatch):
-    "Text-only and three that see; with uneven work, answers of unequal length, a problem without a picture, recomputed activations, the methods that look at rows in other ways."
+    """Text-only and three that see; with uneven work, answers of unequal length, a problem without
+    a picture, recomputed activations, the methods that look at rows in other ways."""
     folders = {kind: checkpoint(kind) for kind in CASES}
-    unless_aborted(lambda n: torch.multiprocessing.start_processes(spread_member, (str(tmp_path/f"store{n}"), folders, CASES), nprocs=2, start_method="spawn"))
+    unless_aborted(lambda n: torch.multiprocessing.start_processes(
+        spread_member, (str(tmp_path/f"store{n}"), folders, CASES), nprocs=2,
+        start_method="spawn"))
     verdicts(monkeypatch)
     for kind, options in CASES.items():
         policy = Policy.from_pretrained(folders[kind])
-        layers = sum(w.numel() for n, w in policy.model.named_parameters() if ".layers." in n and "visual" not in n and "vision" not in n and not w.requires_grad)
+        layers = frozen_layers(policy)
         alone = list(T.train(policy, of_kind(kind), replace(UNEVEN, **options)))
         for rank in (0, 1):
             part = json.loads((tmp_path/f"{kind}-{rank}.json").read_text())
             assert part["of"] == layers and part["held"] <= .51*layers
             close(alone, part["rows"])
-        saved = [Policy.from_pretrained(folders[kind], adapter=tmp_path/f"{kind}-{rank}").trainable for rank in (0, 1)]      # an adapter like any other
-        assert all(torch.equal(a, b) for a, b in zip(*saved, strict=True)) and sum(w.any() for w in saved[0]) == len(policy.trainable)
+
+        # an adapter like any other
+        saved = [Policy.from_pretrained(folders[kind], adapter=tmp_path/f"{kind}-{rank}").trainable
+                 for rank in (0, 1)]
+        assert all(torch.equal(a, b) for a, b in zip(*saved, strict=True))
+        assert sum(w.any() for w in saved[0]) == len(policy.trainable)
 
 
 NOTED = """import atexit, os, sys
-atexit.register(lambda: "calibrl.train" in sys.modules and sys.modules["calibrl.train"].LAYERS and open(os.path.dirname(__file__) + "/spread-" + os.environ["RANK"], "w").close())
+def note():
+    room = sys.modules.get("calibrl.parallel")
+    if room and room.LAYERS:
+        open(os.path.dirname(__file__) + "/spread-" + os.environ["RANK"], "w").close()
+atexit.register(note)
 """
 
 
 def test_the_launcher_asks_for_it(straight, tmp_path):
     "`fsdp.yaml` instead of `ddp.yaml`, and the run is the same."
     (tmp_path/"sitecustomize.py").write_text(NOTED)
-    unless_aborted(lambda _: done(launch(tmp_path/"run", config="fsdp.yaml", path=[tmp_path])))
-    assert {f.name for f in tmp_path.glob("spread-*")} == {"spread-0", "spread-1"}                              # both did it
-    close(figures(straight), figures(tmp_path/"run"))
+    out = tmp_path/"run"
+    unless_aborted(lambda _: done(launch(out, config="fsdp.yaml", path=[tmp_path])))
+    assert {f.name for f in tmp_path.glob("spread-*")} == {"spread-0", "spread-1"}     # both did it
+    close(figures(straight), figures(out))
 
 
-@pytest.mark.parametrize("argv, word", [(["--bits", "4"], "--bits 4 and FSDP do not go together"), ([], None)])
+@pytest.mark.parametrize("argv, word", [
+    (["--bits", "4"], "--bits 4 and FSDP do not go together"),
+    ([], "loading with torch.float32 on cpu")])
 def test_a_quantised_base_is_not_spread(argv, word, tmp_path, monkeypatch, capsys):
-    from calibrl import cli
-    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true"); monkeypatch.setenv("WORLD_SIZE", "2")
-    monkeypatch.setattr(cli, "join_processes", lambda: None)
-    monkeypatch.setattr(Policy, "from_pretrained", lambda *a, **kw: (_ for _ in ()).throw(RuntimeError(f"loading with {kw['dtype']} on {kw['device']}")))
+    def loading(*_, **options):
+        raise RuntimeError(f"loading with {options['dtype']} on {options['device']}")
+
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setattr(start, "join_processes", lambda: None)
+    monkeypatch.setattr(Policy, "from_pretrained", loading)
     assert main(["train", *SMALL, *argv, "--out", str(tmp_path/"run")]) == 2
-    assert (word or "loading with torch.float32 on cpu") in capsys.readouterr().err
+    assert word in capsys.readouterr().err

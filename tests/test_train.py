@@ -1,4 +1,5 @@
-"""One step against a hand-made gradient, runs against their repetition, and configurations against nonsense."""
+"""One step against a hand-made gradient, runs against their repetition, and configurations against
+nonsense."""
 import math
 from dataclasses import fields, replace
 
@@ -17,75 +18,102 @@ def mixed_rollouts(policy, n=4, B=4):
     return replace(ro, correct=correct, rewards=correct.float() + 0.1)
 
 
+def weights_of(policy):
+    return [w.detach().clone() for w in policy.trainable]
+
+
+def equal(first, second):
+    return all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+
+
+def sgd(policy, lr=0.1):
+    return torch.optim.SGD(policy.trainable, lr=lr)
+
+
 def test_one_update_follows_the_formula(policy):
-    "The parameter change of plain SGD equals minus lr times the gradient of the published loss, written out here."
-    ro, cfg = mixed_rollouts(policy), Config(prompts=4, responses=4, mini_batches=1, alpha=0.3, weight=0.7, max_grad_norm=1e9)
+    """The parameter change of plain SGD equals minus lr times the gradient of the published loss,
+    written out here."""
+    ro = mixed_rollouts(policy)
+    cfg = Config(prompts=4, responses=4, mini_batches=1, alpha=0.3, weight=0.7, max_grad_norm=1e9)
     logp = policy.logps(ro.problems, ro.grouped).logp
     T = logp.shape[1]
     mask, old, e = ro.mask[:, :T], ro.old_logp[:, :T], ro.expert_logp[:, :T]
-    adv = (ro.rewards.view(4, 4) - ro.rewards.view(4, 4).mean(1, keepdim=True)).flatten()[:, None]
+    rewards = ro.rewards.view(4, 4)
+    adv = (rewards - rewards.mean(1, keepdim=True)).flatten()[:, None]
     s = torch.where(ro.correct, 1.0, -1.0)[:, None]
     x = -s*(logp - e)
-    total = (-adv*(logp - old).exp() + 0.7*adv.abs()*torch.where(x > 0, x, 0.3*x))[mask].mean()     # ratio 1: nothing is clipped
+
+    # ratio 1: nothing is clipped
+    gate = torch.where(x > 0, x, 0.3*x)
+    total = (-adv*(logp - old).exp() + 0.7*adv.abs()*gate)[mask].mean()
     grads = torch.autograd.grad(total, policy.trainable)
-    before = [w.detach().clone() for w in policy.trainable]
-    m = train_step(policy, torch.optim.SGD(policy.trainable, lr=0.1), ro, cfg)
-    for w, b, g in zip(policy.trainable, before, grads): torch.testing.assert_close(w.detach(), b - 0.1*g, atol=1e-6, rtol=1e-4)
+    before = weights_of(policy)
+    m = train_step(policy, sgd(policy), ro, cfg)
+    for w, b, g in zip(policy.trainable, before, grads, strict=True):
+        torch.testing.assert_close(w.detach(), b - 0.1*g, atol=1e-6, rtol=1e-4)
     assert m["loss"] == pytest.approx(total.item(), abs=1e-5)
     assert m["first_ratio_error"] < 1e-4
-    assert m["grad_norm"] == pytest.approx(math.sqrt(sum(float(g.square().sum()) for g in grads)), rel=1e-4)
+    norm = math.sqrt(sum(float(g.square().sum()) for g in grads))
+    assert m["grad_norm"] == pytest.approx(norm, rel=1e-4)
 
 
 def test_grpo_ignores_the_expert(policy, tiny):
-    ro, cfg = mixed_rollouts(policy), Config(method="grpo", prompts=4, responses=4, mini_batches=2)
+    ro = mixed_rollouts(policy)
+    cfg = Config(method="grpo", prompts=4, responses=4, mini_batches=2)
     other = replace(ro, expert_logp=ro.expert_logp*0 - 3.0)
     after = []
     for r in (ro, other):
         p = Policy.from_pretrained(tiny, bits=4)
-        train_step(p, torch.optim.SGD(p.trainable, lr=0.1), r, cfg)
-        after.append([w.detach().clone() for w in p.trainable])
-    assert all(torch.equal(a, b) for a, b in zip(*after))
+        train_step(p, sgd(p), r, cfg)
+        after.append(weights_of(p))
+    assert equal(*after)
     p = Policy.from_pretrained(tiny, bits=4)
-    train_step(p, torch.optim.SGD(p.trainable, lr=0.1), other, replace(cfg, method="calibrl", weight=1.0))
-    assert not all(torch.equal(a, b) for a, b in zip(after[0], p.trainable))
+    train_step(p, sgd(p), other, replace(cfg, method="calibrl", weight=1.0))
+    assert not equal(after[0], p.trainable)
 
 
 def test_second_mini_batch_is_off_policy(policy):
     ro = mixed_rollouts(policy)
-    m = train_step(policy, torch.optim.SGD(policy.trainable, lr=30.0), ro, Config(prompts=4, responses=4, mini_batches=2))
+    m = train_step(policy, sgd(policy, 30.), ro, Config(prompts=4, responses=4, mini_batches=2))
     assert m["first_ratio_error"] < 1e-4 and abs(m["approx_kl"]) > 1e-6
 
 
 def test_a_broken_gradient_changes_nothing_and_is_counted(policy):
     ro = mixed_rollouts(policy)
     hook = policy.trainable[0].register_hook(lambda g: g*float("nan"))
-    before = [w.detach().clone() for w in policy.trainable]
-    m = train_step(policy, torch.optim.SGD(policy.trainable, lr=1.0), ro, Config(prompts=4, responses=4))
+    before = weights_of(policy)
+    m = train_step(policy, sgd(policy, 1.), ro, Config(prompts=4, responses=4))
     hook.remove()
-    assert m["skipped_updates"] == 1.0 and all(torch.equal(w, b) for w, b in zip(policy.trainable, before))
+    assert m["skipped_updates"] == 1.0 and equal(policy.trainable, before)
 
 
 def test_entropy_counts_the_policys_own_tokens_only(policy):
     ro = rollout(policy, problems(2, seed=5), n=2, seed=1)
-    m = train_step(policy, torch.optim.SGD(policy.trainable, lr=0.0), ro, Config(prompts=2, responses=2, mini_batches=1))
-    with torch.no_grad(): own = policy.logps(ro.problems, ro.grouped)
+    m = train_step(policy, sgd(policy, 0.), ro, Config(prompts=2, responses=2, mini_batches=1))
+    with torch.no_grad():
+        own = policy.logps(ro.problems, ro.grouped)
     assert m["entropy"] == pytest.approx(float(own.entropy[own.mask].mean()), rel=1e-4)
     assert m["tokens"] == sum(map(len, ro.responses))
 
 
 def test_a_sampler_that_disagrees_with_the_scorer_stops_the_run(policy, monkeypatch):
     sample = Policy.sample
+
     def off(self, *args, **kw):
         out = sample(self, *args, **kw)
         out.logp -= 0.1*(out.logp != 0)
         return out
+
     monkeypatch.setattr(Policy, "sample", off)
-    with pytest.raises(RuntimeError, match="sampling and scoring do not agree"): next(train(policy, problems(8), Config(prompts=4, responses=2, steps=1)))
+    steps = train(policy, problems(8), Config(prompts=4, responses=2, steps=1))
+    with pytest.raises(RuntimeError, match="sampling and scoring do not agree"):
+        next(steps)
 
 
 def run(tiny, seed, **kw):
     policy = Policy.from_pretrained(tiny, bits=4, seed=seed)
-    rows = list(train(policy, problems(32), Config(prompts=4, responses=4, steps=3, seed=seed, **kw)))
+    cfg = Config(prompts=4, responses=4, steps=3, seed=seed, **kw)
+    rows = train(policy, problems(32), cfg)
     return [{k: v for k, v in r.items() if k != "seconds"} for r in rows]
 
 
@@ -93,12 +121,16 @@ def test_the_seed_decides_everything(tiny):
     a = run(tiny, 0)
     assert a == run(tiny, 0) != run(tiny, 1)
     assert [r["step"] for r in a] == [1, 2, 3]
-    for key in ("loss", "reward", "accuracy", "entropy", "gap", "clip_fraction", "grad_norm", "tokens"): assert math.isfinite(a[0][key])
+    numbers = ("loss", "reward", "accuracy", "entropy", "gap", "clip_fraction", "grad_norm",
+               "tokens")
+    for key in numbers:
+        assert math.isfinite(a[0][key])
 
 
 def test_problems_without_expert_train_with_the_plain_surrogate(tiny):
     bare = [replace(p, expert=None) for p in problems(8)]
-    rows = list(train(Policy.from_pretrained(tiny, bits=4), bare, Config(prompts=4, responses=4, steps=1)))
+    policy = Policy.from_pretrained(tiny, bits=4)
+    rows = list(train(policy, bare, Config(prompts=4, responses=4, steps=1)))
     assert rows[0]["expert_rows"] == 0 and rows[0]["exploration_loss"] == 0
 
 
@@ -106,19 +138,32 @@ def test_batches_visit_everything_once_an_epoch():
     stream = batches(list(range(7)), 3, seed=0)
     seen = sum((next(stream) for _ in range(7)), [])
     assert all(sorted(seen[i:i+7]) == list(range(7)) for i in (0, 7, 14))
-    with pytest.raises(ValueError, match="problems is empty"): next(batches([], 2))
+    with pytest.raises(ValueError, match="problems is empty"):
+        next(batches([], 2))
 
 
 def test_nothing_to_train_is_said(tiny):
-    with pytest.raises(ValueError, match="nothing to train"): next(train(Policy.from_pretrained(tiny, lora_rank=0), problems(4), Config()))
+    steps = train(Policy.from_pretrained(tiny, lora_rank=0), problems(4), Config())
+    with pytest.raises(ValueError, match="nothing to train"):
+        next(steps)
 
 
 @pytest.mark.parametrize("option, value, message", [
-    ("method", "ppo", "method must be one of"), ("gap", "x", "gap must be one of"), ("reduce", "mean", "reduce must be one of"), ("alpha", -1.0, "alpha must be"),
-    ("alpha", float("inf"), "alpha must be"), ("lr", "fast", "lr must be"), ("steps", 1.5, "steps must be"), ("steps", True, "steps must be"), ("prompts", 0, "prompts must be"),
-    ("prompts", 3, "multiple of mini_batches"), ("temperature", 0.0, "temperature must be above 0"), ("seed", -1, "seed must be")])
+    ("method", "ppo", "method must be one of"),
+    ("gap", "x", "gap must be one of"),
+    ("reduce", "mean", "reduce must be one of"),
+    ("alpha", -1.0, "alpha must be"),
+    ("alpha", float("inf"), "alpha must be"),
+    ("lr", "fast", "lr must be"),
+    ("steps", 1.5, "steps must be"),
+    ("steps", True, "steps must be"),
+    ("prompts", 0, "prompts must be"),
+    ("prompts", 3, "multiple of mini_batches"),
+    ("temperature", 0.0, "temperature must be above 0"),
+    ("seed", -1, "seed must be")])
 def test_bad_options_are_named(option, value, message):
-    with pytest.raises(ValueError, match=message): Config(**{option: value})
+    with pytest.raises(ValueError, match=message):
+        Config(**{option: value})
 
 
 def kinds():
@@ -135,13 +180,16 @@ def test_every_option_has_a_kind_that_is_checked():
     assert {kind for _, kind, _ in kinds()} == set(WRONG)
 
 
-@pytest.mark.parametrize("option, kind, none", kinds(), ids=lambda v: getattr(v, "__name__", str(v)))
+@pytest.mark.parametrize("option, kind, none", kinds(),
+                         ids=lambda v: getattr(v, "__name__", str(v)))
 def test_values_of_another_kind_are_refused_by_name(option, kind, none):
     "In TOML, `weigh_by_adv = \"no\"` is a text, and every text is true."
     for value in WRONG[kind] + ([] if none else [None]):
-        with pytest.raises(ValueError, match=f"^{option} must be"): Config(**{option: value})
+        with pytest.raises(ValueError, match=f"^{option} must be"):
+            Config(**{option: value})
     if kind is bool:
-        assert {getattr(Config(**{option: v}), option) for v in (True, False)} == {True, False}
+        kept = {getattr(Config(**{option: value}), option) for value in (True, False)}
+        assert kept == {True, False}
 
 
 def test_a_text_for_a_truth_value_is_refused_in_a_file(tmp_path):
@@ -153,7 +201,11 @@ def test_a_text_for_a_truth_value_is_refused_in_a_file(tmp_path):
 def test_configuration_files(tmp_path):
     path = tmp_path/"c.toml"
     save_config(Config(alpha=0.8, norm_std=True), path, model="m", bits=None)
-    assert load_config(path) == Config(alpha=0.8, norm_std=True) and load_config(path, steps=3, gap=None).steps == 3
-    path.write_text("alpha = ="); pytest.raises(ValueError, load_config, path).match("is not TOML")
-    path.write_text("beta = 1"); pytest.raises(ValueError, load_config, path).match("unknown option 'beta'")
-    with pytest.raises(FileNotFoundError, match="no configuration at"): load_config(tmp_path/"none.toml")
+    assert load_config(path) == Config(alpha=0.8, norm_std=True)
+    assert load_config(path, steps=3, gap=None).steps == 3
+    for text, said in (("alpha = =", "is not TOML"), ("beta = 1", "unknown option 'beta'")):
+        path.write_text(text)
+        with pytest.raises(ValueError, match=said):
+            load_config(path)
+    with pytest.raises(FileNotFoundError, match="no configuration at"):
+        load_config(tmp_path/"none.toml")

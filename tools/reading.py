@@ -11,7 +11,8 @@ WIDTH = 100
 
 # The way of a step with GRPO or CalibRL, from the loop over steps down to the loss.
 STEP = {
-    "train": ["train", "batches", "one_step", "sample_step", "train_step"],
+    "train": ["train", "batches", "one_step", "draw_step", "sample_step", "train_step", "update",
+              "backward", "part_loss"],
     "rollout": ["rollout", "Rollouts"],
     "policy": ["Policy.sample", "write_responses", "next_token", "Policy.logps", "response_logps",
                "token_logps"],
@@ -22,7 +23,7 @@ STEP = {
 # What the step calls and a reader may first believe, since a test holds it: how prompts are read
 # in parts, how rows are packed (as rows of their own), how the head is tiled (as full logits).
 BEHIND = {
-    "train": ["settled", "share", "micro_batches", "summarize", "make_optimizer"],
+    "train": ["loss_share", "micro_batches", "summarize", "make_optimizer"],
     "rollout": ["stack", "join", "row_fields", "pick_rows", "widen", "first_columns"],
     "policy": ["Policy.prompts", "prompt_batch", "position_ids", "Policy.packed", "packed_batch",
                "read_prompts", "prefill", "Prefill", "draw", "drawer", "Drawn", "by_row",
@@ -39,11 +40,14 @@ LEFT_OUT = {
         "Policy.tokens", "response_tokens"],
     "checks of the input": ["check_settings", "checked_batch", "checked_rewards"],
     "what is logged and looked at": ["loss_metrics", "gap_metrics", "clip_metrics",
-                                     "look", "sound", "diagnosis"],
+                                     "samples_to_read", "response_record", "data_url"],
+    "numbers that break": ["is_finite", "skipped_step", "propagate_nan", "diagnosis"],
+    "checks before the first step": ["prepare"],
     "the alarm before an update": ["check_agreement"],
     "memory for time": ["recompute_activations"],
     "other methods than GRPO and CalibRL": ["refill"],
-    "several processes": ["add_up", "gathered", "moved", "part_of", "processes", "watched"]}
+    "several processes": ["all_gather", "all_reduce_gradients", "local_slice", "processes",
+                          "to_device"]}
 BESIDE = "what stands behind `score`: the verifier of `calibrl.tasks`, far longer than the step"
 
 # Classes whose methods are counted one by one: the step needs only some of them.
