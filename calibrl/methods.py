@@ -54,6 +54,7 @@ def expert_in(policy:Policy, ro:Rollouts, adv:torch.Tensor, cfg:Config)->tuple:
         adv[there] = group_advantages(rewards[there], cfg.norm_std)
     return ro, adv
 
+# %% ../nbs/02c_methods.ipynb #1fc19d22
 def expert_apart(policy:Policy, ro:Rollouts, adv:torch.Tensor, cfg:Config)->tuple:
     "Return groups with the expert's row, measured against the statistics of the others."
     own = ro.rewards.view(-1, ro.n)

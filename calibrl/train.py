@@ -6,7 +6,7 @@
 __all__ = ['train_step', 'batches', 'check_agreement', 'make_optimizer', 'train']
 
 # %% ../nbs/02_train.ipynb #64c889d6
-import base64, io, math, random, time
+import random, time
 from dataclasses import replace
 from itertools import islice
 
@@ -18,6 +18,7 @@ from .loss import OBJECTIVES, group_advantages
 from .methods import ROWS, refill
 from .parallel import (all_gather, all_reduce_gradients, local_slice, processes,
                               to_device)
+from .records import diagnosis, is_finite, propagate_nan, samples_to_read
 from .rollout import (Policy, Rollouts, encode, ratio_floor, recompute_activations,
                              rollout, stack)
 from .tasks import verifier_stats
@@ -94,6 +95,7 @@ def backward(policy:Policy,
     (loss*share).backward()
     return {"ratio_error": float(error)} | {name: v*share for name, v in metrics.items()}
 
+# %% ../nbs/02_train.ipynb #a7323013
 SETTINGS = ("alpha", "weight", "gap", "reduce", "clip_low", "clip_high", "dual_clip")
 
 def part_loss(logp:torch.Tensor, part:Rollouts, adv:torch.Tensor, cfg:Config)->tuple:
@@ -138,24 +140,6 @@ def micro_batches(policy:Policy,
         else:
             runs.append([g])
     return runs
-
-# %% ../nbs/02_train.ipynb #7c1e0b22
-def propagate_nan(objective):
-    "Return an objective for which broken log-probabilities make a NaN loss, not an error."
-    def loss(logp, old_logp, expert_logp, adv, correct, mask, **settings):
-        rest = (old_logp, expert_logp, adv, correct, mask)
-        if logp[mask].isfinite().all():
-            return objective(logp, *rest, **settings)
-        _, metrics = objective(old_logp, *rest, **settings)      # for the names alone
-        nan = float("nan")
-        return logp.sum()*nan, dict.fromkeys(metrics, nan)
-    return loss
-
-def is_finite(ro:Rollouts)->bool:
-    "Return whether all log-probabilities of sampled groups and their experts are numbers."
-    own = ro.old_logp[ro.mask].isfinite().all()
-    experts = ro.expert_logp[ro.expert_mask].isfinite().all()
-    return bool(own and experts)
 
 # %% ../nbs/02_train.ipynb #b825b344
 def summarize(ro:Rollouts,           # sampled groups
@@ -245,45 +229,6 @@ def check_agreement(policy:Policy,
                            f" {policy.ratio_floor:.1e}: sampling and scoring do not agree for"
                            " this model")
 
-# %% ../nbs/02_train.ipynb #33ddacd9
-def data_url(image)->str:
-    "Return a picture, small, as a data URI."
-    image = image.convert("RGB")
-    image.thumbnail((168, 168))
-    file = io.BytesIO()
-    image.save(file, format="PNG")
-    return "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()
-
-def response_record(ro:Rollouts,
-                    i:int,            # which row
-                    picture=False,    # put the first image in
-                   )->dict:           # what JSON can hold
-    "Return a response with its problem and verdict."
-    problem = ro.problems[i//ro.n]
-    record = {"id": problem.id, "question": problem.question, "answer": problem.answer,
-              "expert": problem.expert, "response": ro.texts[i], "correct": ro.scores[i].correct,
-              "reward": float(ro.rewards[i]), "truncated": bool(ro.truncated[i])}
-    if picture and problem.images:
-        record["image"] = data_url(problem.images[0])
-    return record
-
-# %% ../nbs/02_train.ipynb #0e04ab35
-def samples_to_read(ro:Rollouts,
-                    cfg:Config,
-                    step:int,
-                    skipped:bool,    # whether an update of the step was broken
-                   )->dict:
-    "Return one response of each step, more of some, and all of a broken one."
-    first = response_record(ro, 0)
-    short = ("id", "response", "correct", "answer")
-    found = {"sample": {name: value for name, value in first.items() if name in short}}
-    if skipped:
-        found["broken"] = [response_record(ro, i) for i in range(len(ro.texts))]
-    if step % cfg.sample_every == 0 or step in (1, cfg.steps):
-        rows = range(0, min(4, len(ro.problems))*ro.n, ro.n)
-        found["samples"] = [response_record(ro, i, picture=True) for i in rows]
-    return found
-
 # %% ../nbs/02_train.ipynb #bcde8496
 def one_step(policy:Policy, optimizer, stream, cfg:Config, step:int)->dict:
     "Sample, update and check; return the record of a step, which is what `train` yields."
@@ -300,6 +245,7 @@ def one_step(policy:Policy, optimizer, stream, cfg:Config, step:int)->dict:
     row = {"step": step, **metrics, "seconds": time.perf_counter() - start}
     return row | samples_to_read(ro, cfg, step, bool(metrics["skipped_updates"]))
 
+# %% ../nbs/02_train.ipynb #8610692b
 def skipped_step(ro:Rollouts)->dict:
     "Return the metrics of a step whose samples are no numbers: nothing is updated."
     nan = float("nan")
@@ -346,17 +292,3 @@ def prepare(policy:Policy, cfg:Config):
         raise ValueError(f"{world} processes are too many: a mini-batch has {groups} problems")
     if cfg.gradient_checkpointing is not None:
         recompute_activations(policy.model, cfg.gradient_checkpointing)
-
-# %% ../nbs/02_train.ipynb #7c1e0c12
-def diagnosis(row:dict, policy:Policy, cfg:Config)->str:
-    "Return why a run stopped: what was not finite, and what to try."
-    # without `policy_loss` no update was tried: the samples themselves were broken
-    if row["silent_groups"] == 1 and "policy_loss" not in row:
-        where = "the log-probabilities while sampling"
-    else:
-        where = "the gradient" if math.isfinite(row["loss"]) else "the loss"
-    largest = max(float(w.detach().abs().max()) for w in policy.trainable)
-    return (f"stopped after step {row['step']}: {cfg.max_broken} steps in a row without a finite"
-            f" update; {where} was not finite. The adapter's largest weight is {largest:.2g},"
-            f" lr {cfg.lr:g}, the head is {str(policy.head.dtype)[6:]}. Try a lower lr, look for a"
-            " single odd problem in the saved batches, or load the model in another precision")

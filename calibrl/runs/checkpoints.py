@@ -117,6 +117,7 @@ def checkpoints(folder)->list:
     found = [p for p in Path(folder).glob("step-*") if p.name[5:].isdigit()]
     return sorted(found, key=step_of)
 
+# %% ../../nbs/runs/checkpoints.ipynb #480f8bc4
 def score_of(path)->float:
     "Return the score of a checkpoint; minus infinity where it cannot be read."
     try:
@@ -128,6 +129,7 @@ def best_checkpoint(folder):
     "Return the checkpoint with the highest score, the newest of equals, or None."
     return max(checkpoints(folder), key=lambda p: (score_of(p), step_of(p)), default=None)
 
+# %% ../../nbs/runs/checkpoints.ipynb #0bbe7c39
 def prune(folder, keep:int):
     "Delete all checkpoints but the newest `keep` and the best, and what is half-written."
     for path in set(checkpoints(folder)[:-keep]) - {best_checkpoint(folder)}:

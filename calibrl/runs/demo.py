@@ -52,6 +52,7 @@ def exam_rows(name:str, before:dict, after:dict)->list:     # answers to one tes
         rows.append(row(pass_at, pass_at, "sampled"))
     return rows
 
+# %% ../../nbs/runs/demo.ipynb #b8d448f9
 def compare_exams(before:dict, after:dict)->list:
     "Return a before/after table of two exams."
     return [row for name in before for row in exam_rows(name, before[name], after[name])]
@@ -75,6 +76,7 @@ class Exams:
         "Return the greedily answered problems of a test, wrong ones first."
         return wrong_first(self, name)
 
+# %% ../../nbs/runs/demo.ipynb #440a4584
 @dataclass
 class Answered:
     "A problem with its greedy answers before and after training."

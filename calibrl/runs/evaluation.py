@@ -118,6 +118,7 @@ def answer_benchmarks(policy:Policy, sets:dict, out:Path, spec:EvalSpec)->list:
             seed=spec.seed, lenient=spec.lenient, images=out/"images"/name, progress=True)
     return rows
 
+# %% ../../nbs/runs/evaluation.ipynb #5449f4c2
 def evaluate_policy(spec:EvalSpec, sets:dict, out, before, lmms:bool)->Path:
     "Grade a policy on benchmarks, print the results and return their folder."
     adapter = spec.adapter and adapter_folder(spec.adapter)

@@ -104,6 +104,7 @@ def run_state(path, cfg:Config, more:dict)->str:     # "new", "unfinished" or "f
                          " give another --out, or the same options")
     return "finished" if (path/"summary.json").exists() else "unfinished"
 
+# %% ../../nbs/runs/folder.ipynb #5fca8d2a
 def can_go_on(path, cfg:Config, more:dict)->bool:
     "Return whether a folder holds this run, unfinished, and nobody trains there."
     try:

@@ -31,6 +31,7 @@ def join_processes():     # device as text, or None
         sys.stdout = open(os.devnull, "w")          # one voice
     return str(state.device)
 
+# %% ../../nbs/runs/launch.ipynb #4f228e46
 def leave_processes():
     "Part from the other processes, all at once: none is gone while another still talks to it."
     if processes()[1] > 1:

@@ -89,6 +89,7 @@ def make_tracker(name:str, out, again:bool):
         tracker.start()
     return tracker
 
+# %% ../../nbs/runs/logs.ipynb #483240ea
 def is_number(value)->bool:
     "Return whether a value is a finite number."
     return isinstance(value, (int, float)) and math.isfinite(value)

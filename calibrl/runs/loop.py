@@ -86,9 +86,9 @@ class Recorder:
     cfg: Config
     out: Path
     rows: list                  # metrics of the steps that are done
-    logs: list                  # open files, as in `LOGS`
-    track: Callable             # (values, step): sends numbers to a tracker
-    bar: object                 # of tqdm
+    logs: list = field(default_factory=list)             # open files, as in `LOGS`
+    track: Callable = None      # (values, step): sends numbers to a tracker
+    bar: object = None          # of tqdm
     saved: int = 0              # steps in the last checkpoint
     shown: float = field(default_factory=time.time)      # when the last report was written
 
@@ -154,17 +154,19 @@ def progress_bar(cfg:Config, done:int, shown:bool):
     return tqdm(total=cfg.steps, initial=done, desc=cfg.method, unit="step", disable=not shown,
                 mininterval=interval)
 
-def open_recorder(stack:contextlib.ExitStack, run:Recorder, tracker)->Recorder:
+# %% ../../nbs/runs/loop.ipynb #818e905b
+def open_recorder(stack:contextlib.ExitStack, recorder:Recorder, tracker):
     "Open logs, tracker and bar until `stack` closes; the first process alone writes."
+    out = recorder.out
     first = processes()[0] == 0
-    done = len(run.rows)
+    done = len(recorder.rows)
     for name in LOGS:
-        path = run.out/name if first else os.devnull
-        run.logs.append(stack.enter_context(open(path, "ab", buffering=0)))
-    name = tracker if first else None
-    run.track = stack.enter_context(tracking(name, run.out, asdict(run.cfg), again=bool(done)))
-    run.bar = stack.enter_context(progress_bar(run.cfg, done, first))
-    return run
+        path = out/name if first else os.devnull
+        recorder.logs.append(stack.enter_context(open(path, "ab", buffering=0)))
+    config = asdict(recorder.cfg)
+    sender = tracking(tracker if first else None, out, config, again=bool(done))
+    recorder.track = stack.enter_context(sender)
+    recorder.bar = stack.enter_context(progress_bar(recorder.cfg, done, first))
 
 # %% ../../nbs/runs/loop.ipynb #69ece7c1
 def run_in_folder(policy:Policy, problems, cfg:Config,
@@ -177,7 +179,7 @@ def run_in_folder(policy:Policy, problems, cfg:Config,
     rows = resume(policy, optimizer, out)
     stop = False
     with contextlib.ExitStack() as stack:
-        recorder = Recorder(policy, optimizer, cfg, out, rows, [], None, None, saved=len(rows))
+        recorder = Recorder(policy, optimizer, cfg, out, rows, saved=len(rows))
         open_recorder(stack, recorder, tracker)
         asked = stack.enter_context(asked_to_stop())
         steps = train(policy, problems, cfg, optimizer, tuple(rows))

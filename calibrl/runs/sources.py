@@ -42,6 +42,7 @@ def remembered_model(adapter):
             return tomlkit.parse(config.read_text()).unwrap().get("run", {}).get("model")
     return None
 
+# %% ../../nbs/runs/sources.ipynb #41288187
 def model_path(model, adapter=None):
     "Return where the base is: as given, as the adapter's run remembers, or the embedded one."
     if model is None and adapter is not None:
@@ -74,6 +75,7 @@ def drawn_problems(seed:int, need:int)->list:
     from calibrl.geometry import problems
     return problems(min(1500, need), split="train", seed=seed)
 
+# %% ../../nbs/runs/sources.ipynb #8a98ac67
 def problems_of_file(data, map=None, on_bad="skip",
                      model=None,                # whose processor counts tokens
                      max_prompt_tokens=None,    # a longer prompt cannot be used
@@ -126,6 +128,7 @@ def run_identity(policy, problems, from_adapter:bool)->dict:
     who |= {"data": data_hash(problems), "rows": len(problems)}
     return {name: value for name, value in who.items() if value is not None}
 
+# %% ../../nbs/runs/sources.ipynb #6d07339a
 def check_same(out, who:dict):
     "Raise ValueError where a run was begun with other data or weights."
     import tomlkit
