@@ -211,9 +211,10 @@ def test_compare_runs_here_too_and_never_mixes_worlds(tmp_path, monkeypatch):
     record = compare.one_run("grpo", 0, SMALL, tmp_path, size=2, k=2, world="algebra")
     assert record["world"] == "algebra" and len(record["curve"]) == 1
     assert record["exam"]["hard"]["n"] == 1
-    monkeypatch.setattr(compare, "_in_parallel", lambda *a: pytest.fail("a run began"))
+    monkeypatch.setattr(compare, "run_in_parallel", lambda *a: pytest.fail("a run began"))
     def again(method, **kw):
-        return compare.compare([method], [0], SMALL, tmp_path, show=None, **kw)
+        exam = dict(size=2, k=2)
+        return compare.compare([method], [0], SMALL, tmp_path, show=None, **exam, **kw)
     assert again("grpo", world="algebra")[0]["seeds"] == 1
     with pytest.raises(ValueError, match="holds records of the world algebra, not geometry"):
         again("grpo")

@@ -7,8 +7,10 @@ from pathlib import Path
 import pytest
 
 import miniatures
-from calibrl import benchmarks as B
-from calibrl.benchmarks import BENCHMARKS, RULES, choices_in, final_answer, judge, number
+from calibrl.benchmarks import BENCHMARKS, RULES, final_answer, judge, number
+from calibrl.eval import copies
+from calibrl.eval.readers import choices_in
+from calibrl.eval.rules import text_list
 from calibrl.tasks import Problem, messages
 
 
@@ -29,7 +31,7 @@ def test_every_row_becomes_a_problem_that_its_own_truth_answers(name, minis):
             continue
         p = problems[i]
         messages(p)                                                     # placeholders and images agree
-        truth = B.text_list(p.answer)[0] if p.tags.get("rule") == "mmmu" else p.answer
+        truth = text_list(p.answer)[0] if p.tags.get("rule") == "mmmu" else p.answer
         assert judge(f"<think>x</think><answer>{truth}</answer>", p).correct, p
         assert not judge("<think>x</think><answer>none of these at all</answer>", p).correct or p.tags.get("rule") == "nearest", p
         assert not judge(truth, p).correct and judge(f"The answer is {truth}", p, lenient=True).correct, p
@@ -183,7 +185,8 @@ def blind(rows):
                                   if b.dataset and "geoeval" not in n])
 def test_a_row_that_yields_no_picture_is_unusable_by_name(name, minis, tmp_path):
     b = BENCHMARKS[name]
-    miniatures.jsonl(tmp_path/f"{name}.jsonl", blind(B.load_rows(b, B.local_copy(b, minis))))
+    rows = copies.load_rows(b, copies.local_copy(b, minis))
+    miniatures.jsonl(tmp_path/f"{name}.jsonl", blind(rows))
     problems, bad = b(data_dir=tmp_path), miniatures.BAD.get(name, [])
     for i in set(range(len(problems))) - set(bad):
         if name in ("math500", "amc23"): assert problems[i].images == ()
@@ -234,7 +237,7 @@ def test_rows_of_a_hub_are_given_no_file(tmp_path, monkeypatch):
     picture(tmp_path/"secret.png")
     for cell in (str(tmp_path/"secret.png"), dict(bytes=None, path=str(tmp_path/"secret.png"))):
         table = datasets.Dataset.from_list([dict(question="Which?", answer="B", image=cell)])
-        monkeypatch.setattr(B, "read_rows", lambda *a, **k: table)
+        monkeypatch.setattr(copies, "read_rows", lambda *a, **k: table)
         with pytest.raises(ValueError, match="logicvista, row 0: .*is not followed"):
             BENCHMARKS["logicvista"]()[0]
 

@@ -36,7 +36,7 @@ def test_every_run_leaves_a_complete_record(folder):
 def test_a_stopped_comparison_goes_on(folder, monkeypatch):
     out, rows, _ = folder
     ran = []
-    monkeypatch.setattr(C, "_in_parallel", lambda todo, *a: ran.extend(todo))
+    monkeypatch.setattr(C, "run_in_parallel", lambda todo, *a: ran.extend(todo))
     assert C.compare(["grpo", "sft_grpo:experts=half"], [0], SMALL, out, show=None, **EXAM) == rows and ran == []
     C.compare(["grpo", "luffy"], [0, 1], SMALL, out, show=None, **EXAM)
     assert ran == [("luffy", 0), ("grpo", 1), ("luffy", 1)]
@@ -51,7 +51,7 @@ def test_a_record_of_another_exam_is_no_answer(folder, monkeypatch, tmp_path, ti
     import shutil
     from safetensors.torch import load_file, save_file
     out, _, _ = folder
-    monkeypatch.setattr(C, "_in_parallel", lambda *a: pytest.fail("a run began"))
+    monkeypatch.setattr(C, "run_in_parallel", lambda *a: pytest.fail("a run began"))
     if "model" in other:
         other = dict(model=str(tmp_path/"model"))
         shutil.copytree(tiny, tmp_path/"model")
@@ -67,7 +67,7 @@ def test_a_record_of_another_exam_is_no_answer(folder, monkeypatch, tmp_path, ti
 def test_other_problems_of_the_same_number_are_another_exam(folder, monkeypatch):
     "As a later version of a world might draw them."
     from calibrl import geometry
-    monkeypatch.setattr(C, "_in_parallel", lambda *a: pytest.fail("a run began"))
+    monkeypatch.setattr(C, "run_in_parallel", lambda *a: pytest.fail("a run began"))
     drawn = geometry.problems
     other = lambda n, split: [replace(p, answer="1") for p in drawn(n, split=split)]
     monkeypatch.setattr(geometry, "problems", other)
@@ -76,7 +76,7 @@ def test_other_problems_of_the_same_number_are_another_exam(folder, monkeypatch)
 
 
 def test_a_record_that_says_nothing_of_its_exam_is_not_used(folder, tmp_path, monkeypatch):
-    monkeypatch.setattr(C, "_in_parallel", lambda *a: pytest.fail("a run began"))
+    monkeypatch.setattr(C, "run_in_parallel", lambda *a: pytest.fail("a run began"))
     record = json.loads((folder[0]/"grpo-0.json").read_text())
     record.pop("settings", None)
     (tmp_path/"grpo-0.json").write_text(json.dumps(record))
@@ -175,7 +175,7 @@ def test_the_process_changes_nothing(folder, tmp_path):
 
 
 def test_mistakes_are_found_before_the_first_run(tmp_path, monkeypatch):
-    monkeypatch.setattr(C, "_in_parallel", lambda *a: pytest.fail("a run began"))
+    monkeypatch.setattr(C, "run_in_parallel", lambda *a: pytest.fail("a run began"))
     for spec, word in (("grpo:alhpa=1", "alhpa"), ("nothing", "method must be one of"), ("calibrl:weight=much", "needs a number"), ("calibrl:experts=drunk", "drunk"), ("calibrl:alpha", "option=value")):
         with pytest.raises(ValueError, match=word): C.compare(["grpo", spec], [0], SMALL, tmp_path)
     for kw, word in ((dict(seeds="a"), "seeds"), (dict(methods=""), "at least one"), (dict(seeds="0"), "at least one")):
@@ -232,7 +232,8 @@ def test_figures_and_paired_differences():
     assert g["greedy"]["mean"] == pytest.approx(.35) and g["entropy"]["mean"] == pytest.approx(.15) and g["silent"]["mean"] == pytest.approx(3/13) and g["seeds"] == 4
     lo, hi = a["greedy"]["minus_interval"]; assert a["greedy"]["minus"] == pytest.approx(.1) and lo == pytest.approx(0) and .2 <= hi <= .4      # one problem of ten differs
     assert a["entropy"]["minus_interval"] == pytest.approx((0., 0.)) and a["greedy"]["pairs"] == 3 and "minus" not in g["greedy"]
-    f = C.figures(fake("x", 0, 1, .1)); assert f["pass@1"] == .25 and f["pass@4"] == 1. and f["spread"] == .75 and f["tokens"] == 65
+    f = C.run_metrics(fake("x", 0, 1, .1))
+    assert f["pass@1"] == .25 and f["pass@4"] == 1. and f["spread"] == .75 and f["tokens"] == 65
     assert "| a | 3 | 0.500 [" in C.as_text(list(rows.values())) and "+0.100 [" in C.as_text([a], differences=True)
 
 
@@ -248,7 +249,7 @@ def test_interval_covers_like_a_bootstrap():
 def test_live_table(tmp_path):
     todo = [("grpo", 0), ("calibrl", 0), ("calibrl", 1)]
     (tmp_path/"grpo-0.json").write_text(json.dumps(fake("grpo", 0, 4, .1))); (tmp_path/"calibrl-0.at").write_text("7 0.5 0.2")
-    lines = C._status(todo, tmp_path, SMALL).replace("\033[K", "").splitlines()
+    lines = C.status_text(todo, tmp_path, SMALL).replace("\033[K", "").splitlines()
     assert [l.split() for l in lines] == [["greedy", "accuracy", "seed", "0", "seed", "1"], ["grpo", "0.400"], ["calibrl", "7/2", "."]]
 
 
@@ -258,7 +259,9 @@ def test_the_shipped_records_are_whole_and_small():
     assert files and sum(f.stat().st_size for f in folder.iterdir()) < 1_500_000
     runs = C.records(*files)
     keys = [(r["spec"], r["seed"], r.get("world", "geometry"), json.dumps(r["config"])) for r in runs]
-    assert len(set(keys)) == len(keys) and all(math.isfinite(v) for r in runs for v in C.figures(r).values())
+    assert len(set(keys)) == len(keys)
+    for r in runs:
+        assert all(map(math.isfinite, C.run_metrics(r).values()))
     assert len(runs) == 273
     for r in runs:
         said = r["settings"]

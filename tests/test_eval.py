@@ -14,8 +14,10 @@ import torch
 
 import miniatures
 from calibrl.cli import main
-from calibrl.eval import (BENCHMARKS, bootstrap, breakdowns, evaluate, figures, from_lmms, grade, group_answers, interval, majority, mcnemar, paired, pass_at_k, published, read_answers,
-                          report_html, run_benchmark, summary, to_csv, to_lmms, wilson, write_results)
+from calibrl.eval import (BENCHMARKS, benchmark_metrics, bootstrap, breakdowns, evaluate,
+                          from_lmms, grade, group_answers, interval, majority, mcnemar, paired,
+                          pass_at_k, published, read_answers, report_html, run_benchmark, summary,
+                          to_csv, to_lmms, wilson, write_results)
 from calibrl.geometry import problems
 from calibrl.tasks import Problem
 
@@ -108,17 +110,20 @@ def test_votes():
 
 def test_figures_count_what_could_not_be_used():
     rows = [row(0, [True]), row(1, [False]), dict(benchmark="b", index=2, error="no image"), dict(benchmark="c", index=0, error="no image")]
-    b, c = figures(rows)
+    b, c = benchmark_metrics(rows)
     assert (b["n"], b["unusable"], b["accuracy"]) == (2, 1, .5) and (c["n"], c["unusable"]) == (0, 1) and "accuracy" not in c
     assert to_csv([b, c]).count("\n") == 3 and report_html(rows, ".")
     dyna = [row(i, [i != 3], "dynamath", group=str(i//2), level="x", answer_type="float") for i in range(4)]
-    assert figures(dyna)[0]["further"] == {"average": .75, "worst case": .5, "questions": 2} and breakdowns(dyna)["dynamath: its own scores"]
+    further = {"average": .75, "worst case": .5, "questions": 2}
+    assert benchmark_metrics(dyna)[0]["further"] == further
+    assert breakdowns(dyna)["dynamath: its own scores"]
 
 
 def test_published_figures_stay_apart():
     rows = [row(i, [False], "geoqa") for i in range(3)]
     assert published(["geoqa"])[-1] == {"published": "arXiv 2602.20197, Qwen2.5-VL-7B", "method": "CalibRL", "geoqa": .6074} and published(["amc23"]) == []
-    assert "60.7%" not in json.dumps(figures(rows)) and "60.7%" in report_html(rows) and "Published by others, not measured here" in report_html(rows)
+    assert "60.7%" not in json.dumps(benchmark_metrics(rows)) and "60.7%" in report_html(rows)
+    assert "Published by others, not measured here" in report_html(rows)
 
 
 def test_a_file_cut_anywhere_is_completed_alike(policy, tmp_path):
