@@ -28,7 +28,7 @@ def test_no_function_of_a_step_is_forgotten(monkeypatch):
     assert reading.unnamed() == set()
     monkeypatch.setitem(reading.BEHIND, "engine", ["pack"])
     monkeypatch.setitem(reading.BEHIND, "policy", ["prefill"])
-    assert {"Policy.packed", "packed_masks", "head_logps", "draw"} <= reading.unnamed()
+    assert {"Policy.packed", "packed_masks", "head_logps", "drawer"} <= reading.unnamed()
 
 
 def test_a_method_is_counted_alone():

@@ -241,6 +241,23 @@ def mend(site, home):
         edit(page,
              (r"https://cdn\.jsdelivr\.net/npm/katex@[\d.]+/dist", up + "site_libs/katex"),
              (rf'href="{re.escape(home)}/', f'href="{up}'))
+    link_methods(site)
+
+
+def link_methods(site):
+    "Let a link to a method lead to its class, which the book shows whole."
+    pages = {path.resolve(): path for path in site.rglob("*.html")}
+    ids = {path: set(re.findall(r'\bid="([^"]+)"', page.read_text(encoding="utf-8")))
+           for path, page in pages.items()}
+    for path, page in pages.items():
+        def to_class(match, here=path):
+            target, anchor = match[1], match[2]
+            where = (here.parent/target).resolve() if target else here
+            whole = anchor.partition(".")[0]
+            there = ids.get(where, set())
+            found = anchor in there or whole not in there
+            return match[0] if found else f'href="{target}#{whole}"'
+        edit(page, (r'href="([\w./-]*)#(\w+\.\w+)"', to_class))
 
 
 def outside(text):
