@@ -17,7 +17,8 @@ help: ## list the targets
 demo: $(VENV)/.run ## train and evaluate the tiny policy on drawn geometry; options: make demo ARGS="--quick"
 	$(BIN)/calibrl demo $(ARGS)
 
-test: $(VENV)/.dev ## every check: notebooks against modules, notebook tests, pytest, coverage
+test: $(VENV)/.dev ## every check: lint, notebooks against modules, notebook tests, pytest, coverage
+	$(BIN)/ruff check --quiet .
 	$(BIN)/python tools/check_sync.py
 	@rm -f .coverage .coverage.*
 	$(CHECK) $(BIN)/coverage run $(BIN)/nbdev_test --n_workers 2 --do_print --timing

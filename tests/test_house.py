@@ -549,3 +549,39 @@ def test_a_wing_works_from_the_wheel(wheel, tmp_path):
 def test_no_file_is_out_of_step():
     from check_sync import differences
     assert differences() == []
+
+
+def ruff(*arguments):
+    "Run the linter as the project sets it up; return its exit status and what it says."
+    done = subprocess.run([Path(sys.executable).with_name("ruff"), "check", *map(str, arguments)],
+                          cwd=ROOT, capture_output=True, text=True)
+    return done.returncode, done.stdout
+
+
+LONG = "x = " + "1 + "*30 + "1"
+TWO_STATEMENTS = "x = 1; y = 2"
+MANY_PARAMETERS = "def f(a, b, c, d, e, f, g, h, i):\n    return a"
+UNUSED = "import os"
+KNOTTED = "def f(x):\n" + "".join(f"    if x == {n}:\n        return {n}\n" for n in range(13))
+
+
+@pytest.mark.parametrize("text, rule", [
+    (LONG, "E501"), (TWO_STATEMENTS, "E702"), (MANY_PARAMETERS, "PLR0913"), (UNUSED, "F401"),
+    (KNOTTED, "C901")], ids=["long", "two", "many", "unused", "knotted"])
+def test_the_linter_refuses_lines_that_cannot_be_read(text, rule, tmp_path):
+    (tmp_path/"room.py").write_text(text + "\n")
+    status, said = ruff("--config", ROOT/"pyproject.toml", tmp_path/"room.py")
+    assert status == 1 and rule in said
+
+
+def test_only_files_that_need_it_are_exempt():
+    "A file that has been rewritten leaves the list, so that it stays as it is."
+    text = (ROOT/"pyproject.toml").read_text(encoding="utf-8")
+    exempt = re.findall(r'^"([\w/.]+)" = \[', text, flags=re.M)
+    assert len(exempt) > 3
+    rules = "E501,E7,F,B,C901,PLR0913"
+    status, said = ruff("--isolated", "--select", rules, "--line-length", "100",
+                        "--config", "lint.pylint.max-args=8", "--output-format", "concise",
+                        *exempt)
+    found = {line.partition(":")[0] for line in said.splitlines()}
+    assert set(exempt) <= found
