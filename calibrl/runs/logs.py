@@ -69,8 +69,8 @@ def check_tracker(name):
         raise ValueError(f"--tracker must be one of {', '.join(TRACKERS)}, not {name!r}")
     packages = TRACKERS[name]
     if not any(importlib.util.find_spec(package) for package in packages):
-        raise ImportError(f"--tracker {name} needs the package {packages[0]}: pip install"
-                          " 'calibrl[trackers]', or leave the option out (metrics.jsonl is always"
+        raise ImportError(f"--tracker {name} needs the package {packages[0]}: pip install "
+                          f"{packages[0]}, or leave the option out (metrics.jsonl is always"
                           " written)")
 
 # %% ../../nbs/runs/logs.ipynb #9d2f0b19
