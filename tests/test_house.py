@@ -69,7 +69,7 @@ MAY_USE = {
     "loss.terms": {"loss.checks"},
     "methods": {"config", "loss", "rollout"},
     "parallel": {"rollout"},
-    "plan": {"rollout", "train"},
+    "plan": {"base", "engine", "policy", "rollout", "train"},
     "policy": {"base", "engine"},
     "records": {"config", "rollout"},
     "rollout": {"base", "engine", "policy", "tasks"},
