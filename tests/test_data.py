@@ -8,7 +8,8 @@ from hypothesis import HealthCheck, given, settings, strategies as st
 from PIL import Image
 
 from calibrl import data
-from calibrl.data import FileProblem, as_images, check_file, detect, load_problems, parse_map, read_rows
+from calibrl.data import (FileProblem, as_images, check_file, detect, load_problems, parse_map,
+                          pictures, read_rows)
 from calibrl.tasks import Problem, messages, score
 from make_fixtures import FIXTURES, N, lines, make, parquet, png, problems
 
@@ -209,8 +210,9 @@ def test_packed_pictures_are_pointed_at(tmp_path):
 def test_pictures_wait_until_they_are_asked_for(monkeypatch, drawn):
     got = load_problems(FIXTURES/"easyr1.parquet")
     data._pictures.cache_clear()
-    seen, real = [], data._decode
-    monkeypatch.setattr(data, "_decode", lambda b: seen.append(1) or real(b))
+    seen = []
+    real = pictures.decode
+    monkeypatch.setattr(pictures, "decode", lambda b: seen.append(1) or real(b))
     again = random.Random(0).sample(list(got), len(got))
     assert not seen and all(p.waits for p in again)
     for _ in range(3): got[0].images
@@ -274,7 +276,7 @@ def test_files_that_mean_harm(tmp_path, monkeypatch):
     with pytest.raises(ValueError, match="9000 x 9000 pixels"): as_images(bomb)
     with pytest.raises(ValueError, match="more than 50,000,000"): as_images(b"P5 60000 60000 255\n")
     with pytest.raises(ValueError, match="pixels"): as_images(Image.new("1", (side, side)))
-    monkeypatch.setattr(data, "_MAX_BYTES", 10)
+    monkeypatch.setattr(pictures, "MAX_BYTES", 10)
     with pytest.raises(ValueError, match="larger than 10 bytes"): as_images("ok.png", inside)
 
 
@@ -808,7 +810,7 @@ def test_pictures_are_told_apart_without_decoding_them(tmp_path, monkeypatch):
             (tmp_path/"x.jsonl").write_text(row(value))
             found.append(load_problems(tmp_path/"x.jsonl")[0])
         with monkeypatch.context() as m:
-            m.setattr(data, "_decode", lambda *_: pytest.fail("a picture was decoded"))
+            m.setattr(pictures, "decode", lambda *_: pytest.fail("a picture was decoded"))
             one, two, again = map(problem_hash, found)
         assert one == again != two
     (tmp_path/"0.png").write_bytes(stored[1])                  # the file changed, its name did not
