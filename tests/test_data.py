@@ -7,9 +7,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings, strategies as st
 from PIL import Image
 
-from calibrl import data
-from calibrl.data import (FileProblem, as_images, check_file, detect, load_problems, parse_map,
-                          pictures, read_rows)
+from calibrl.data import (FileProblem, as_images, check, check_file, detect, load_problems,
+                          parse_map, pictures, read_rows)
+from calibrl.data.rows import cell_images
 from calibrl.tasks import Problem, messages, score
 from make_fixtures import FIXTURES, N, lines, make, parquet, png, problems
 
@@ -209,7 +209,7 @@ def test_packed_pictures_are_pointed_at(tmp_path):
 
 def test_pictures_wait_until_they_are_asked_for(monkeypatch, drawn):
     got = load_problems(FIXTURES/"easyr1.parquet")
-    data._pictures.cache_clear()
+    cell_images.cache_clear()
     seen = []
     real = pictures.decode
     monkeypatch.setattr(pictures, "decode", lambda b: seen.append(1) or real(b))
@@ -220,7 +220,7 @@ def test_pictures_wait_until_they_are_asked_for(monkeypatch, drawn):
     from dataclasses import replace
     other = replace(got[1], expert="<answer>1</answer>")
     assert type(other) is FileProblem and other.images[0].tobytes() == got[1].images[0].tobytes()
-    assert data._pictures.cache_info().maxsize == 32
+    assert cell_images.cache_info().maxsize == 32
 
 
 def test_a_picture_that_went_away_is_named_when_it_is_asked_for(tmp_path):
@@ -431,7 +431,7 @@ def test_the_map_says_what_a_number_means():
     for how, answer in (("from_0", "C"), ("from_1", "B"), ("value", "2")):
         got = of(*rows, map=said(how))
         assert [p.answer for p in got] == [answer] and not got[0].tags
-        assert f"answer_{how} from answer" in data._report(got)
+        assert f"answer_{how} from answer" in check.report_text(got)
     got = of(*quiz([1, 7, -1]), map=said("from_0"))                 # a row out of range is named
     assert [p.answer for p in got] == ["B"] and got.kinds == {"no answer": 2}
     assert got.skipped[0]["reason"] == "no answer: 7 is none of 4 choices counted from 0"
