@@ -17,8 +17,3 @@ from .sources import read_rows
 
 _all_ = [FORMATS, MAX_PIXELS, NAMES, READERS, READINGS, TAGS, FileProblem, Problems, as_images,
          check_file, detect, load_problems, parse_map, read_rows]
-
-# %% ../../nbs/00d_data.ipynb #d4a70104
-from calibrl.data.json_files import named_rows as _objects, read_json as _parsed  # noqa: F401
-from calibrl.data.pictures import is_within as _within  # noqa: F401
-from calibrl.data.rows import Cell as _Cell  # noqa: F401

@@ -9,8 +9,9 @@ __all__ = []
 import re
 from pathlib import Path
 
-from calibrl.data import _objects as objects, _parsed as parsed, _within as within
 from calibrl.data import as_images, read_rows
+from calibrl.data.json_files import named_rows, read_json
+from calibrl.data.pictures import is_within
 from calibrl.eval.rules import verified
 from calibrl.tasks import Problem
 
@@ -18,7 +19,7 @@ from calibrl.tasks import Problem
 def find_images(value, root)->list:
     "Return a row's images; paths are tried beside the file and in images/ and diagrams/ there."
     folders = [Path(root)/name for name in ("images", "diagrams")] if root else []
-    places = [root, *(p for p in folders if p.is_dir() and within(p, root))]
+    places = [root, *(p for p in folders if p.is_dir() and is_within(p, root))]
     for place in places:
         try:
             return as_images(value, place)
@@ -127,7 +128,7 @@ def local_copy(
 def inside(here, files)->list:
     "Return the files of a local copy, or raise ValueError if one is a link that leads out of it."
     for file in files:
-        if not within(file, here):
+        if not is_within(file, here):
             raise ValueError(f"{file} is a link that leads out of {here}: name its own file")
     return files
 
@@ -147,7 +148,7 @@ def split_files(
 def own_json(here, split)->list|None:
     "Return the rows of a copy's JSON file that holds each under its name; None without one."
     files = [here] if here.is_file() else inside(here, sorted(here.glob("*.json")))
-    rows = {file: objects(parsed(file)) for file in files if file.suffix == ".json"}
+    rows = {file: named_rows(read_json(file)) for file in files if file.suffix == ".json"}
     found = {file: r for file, r in rows.items() if r}
 
     # of several files, the one that the split names
@@ -163,7 +164,7 @@ def trial_rows(
     file,    # dataset.json of a trial
 )->list:
     "Return the rows of a trial; paths of pictures start at its folder there, at the copy's here."
-    rows = objects(parsed(file)) or []
+    rows = named_rows(read_json(file)) or []
     folder = file.parent.name
     return [r | {"image": f"{folder}/{r['image']}"} if r.get("image") else r for r in rows]
 
