@@ -19,7 +19,7 @@ from .methods import ROWS, refill
 from .parallel import (all_gather, all_reduce_gradients, local_slice, processes,
                               to_device)
 from .records import diagnosis, is_finite, propagate_nan, samples_to_read
-from .rollout import (Policy, Rollouts, encode, ratio_floor, recompute_activations,
+from .rollout import (Policy, Rollouts, ratio_floor, recompute_activations,
                              rollout, stack)
 from .tasks import verifier_stats
 
@@ -65,7 +65,7 @@ def update(policy:Policy, optimizer,
 
     # gradients and metrics add up over micro-batches, and then over processes
     total = {}
-    for micro in micro_batches(policy, rows, local_slice(mini), cfg.micro_tokens):
+    for micro in micro_batches(rows, local_slice(mini), cfg.micro_tokens):
         metrics = backward(policy, rows.groups(micro), adv[micro], whole, cfg)
         total |= {name: total.get(name, 0.) + value for name, value in metrics.items()}
     total = all_reduce_gradients(policy.trainable, total)
@@ -120,13 +120,12 @@ def loss_share(part:torch.Tensor,     # (rows, T) mask of a micro-batch
     return len(part)/len(whole)
 
 # %% ../nbs/02_train.ipynb #3429e9bb
-def micro_batches(policy:Policy,
-                  ro:Rollouts,
+def micro_batches(ro:Rollouts,
                   which:list,        # indices of the groups to split
                   budget:int,        # tokens, padding included; a larger group stands alone
                  )->list:            # lists of indices
     "Split groups by their packed rows: four of 180 tokens, budget 400, make [[0, 1], [2, 3]]."
-    prompt = {g: encode(policy.processor, ro.problems[g])["input_ids"].shape[1] for g in which}
+    prompt = {g: ro.prompt_tokens[g*ro.n] for g in which}
     longest = {g: max(map(len, ro.grouped[g])) for g in which}
 
     def size(groups):
