@@ -267,7 +267,9 @@ def test_daemonic_children(method):
     assert score(*INTEGRAL).correct
 
 ROOT = os.path.dirname(os.path.dirname(calibrl.__file__))
-HERE = {**os.environ, "PYTHONPATH": ROOT}
+# A judge whose lines are traced takes two to three times the processor's time: not as users have it
+HERE = {name: value for name, value in os.environ.items() if "COVERAGE" not in name}
+HERE["PYTHONPATH"] = ROOT
 ENDLESS = r"\prod_{k=1}^{99999} k!", "1"
 
 BUSY = r"""
@@ -323,7 +325,7 @@ def _ends(pid, seconds=60):
 def test_an_endless_request_is_ended():
     score(*INTEGRAL)
     pid, before = sandbox.JUDGES.idle[-1][1], verifier_stats()["killed"]
-    assert sandbox.JUDGES.ask(*ENDLESS) == (False, "judge: killed after 1 s")
+    assert sandbox.JUDGES.ask(*ENDLESS) == (False, f"judge: killed after {sandbox.DEADLINE:g} s")
     assert verifier_stats()["killed"] == before + 1 and _ends(pid)
     assert score(*INTEGRAL).correct
 

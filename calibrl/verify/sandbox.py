@@ -12,7 +12,7 @@ from functools import partial
 __all__ = []
 
 # %% ../../nbs/verify/sandbox.ipynb #7b9be92b
-DEADLINE = 1.0 # seconds of processor time that a verdict may take
+DEADLINE = 2.0 # seconds of processor time that a verdict may take
 PATIENCE = 60.0 # seconds of the clock for a verdict
 START = 300.0 # seconds of the clock for a worker to be ready
 WORKERS = 4 # busy at a time
