@@ -22,7 +22,7 @@ from .worlds.worded import FAMILIES, ask
 from .worlds.kit import SPLITS  # noqa: F401
 
 # %% auto #0
-__all__ = ['pool', 'problems', 'blind_bound', 'build_checkpoint', 'tiny_checkpoint']
+__all__ = ['problems', 'tiny_checkpoint']
 
 # %% ../nbs/00e_algebra.ipynb #5da262f5
 def without_reading(text):

@@ -26,7 +26,7 @@ from .worlds.kit import SPLITS, Family, image_blind_bound, split_of  # noqa: F40
 from .worlds.solutions import demonstrate  # noqa: F401
 
 # %% auto #0
-__all__ = ['pool', 'problems', 'blind', 'build_checkpoint', 'tiny_checkpoint']
+__all__ = ['problems', 'tiny_checkpoint']
 
 # %% ../nbs/00b_geometry.ipynb #bb2f3174
 def pool(

@@ -1,6 +1,6 @@
 """The house rules: which room may use which, what an import costs, what a notebook may hold,
 what the wheel carries."""
-import ast, graphlib, json, os, re, shutil, subprocess, sys, zipfile
+import ast, graphlib, importlib, json, os, re, shutil, subprocess, sys, zipfile
 from configparser import ConfigParser
 from pathlib import Path
 import pytest
@@ -40,8 +40,8 @@ MAY_USE = {
     "compare": {"algebra", "eval", "eval.answers", "eval.hashes", "eval.stats", "geometry",
                 "rollout", "train"},
     "config": {"files", "loss"},
-    "data": {"data.check", "data.columns", "data.files", "data.pictures", "data.problems",
-             "data.rows", "data.sources"},
+    "data": {"data.check", "data.columns", "data.pictures", "data.problems", "data.rows",
+             "data.sources"},
     "data.cards": {"data.files"},
     "data.check": {"data.files", "data.problems"},
     "data.columns": set(),
@@ -260,6 +260,51 @@ def test_arrows_point_downwards(room):
 @pytest.mark.parametrize("room", MODULES)
 def test_heavy_libraries_are_imported_where_they_are_used(room):
     assert heavy_at_top(MODULES[room].read_text(encoding="utf-8")) == set()
+
+
+# The public API: what people call, by the room that they import it from. All else is `exporti`.
+PUBLIC = {
+    "algebra": "problems tiny_checkpoint",
+    "base": "export",
+    "benchmarks": "BENCHMARKS",
+    "cli": "bench demo evaluate main quiet report train",
+    "compare": "compare compare_methods",
+    "config": "Config PRESETS load_config save_config",
+    "data": "Problems check_file load_problems",
+    "engine": "encode",
+    "eval": "evaluate paired pass_at_k read_answers rescore run_benchmark summary write_results",
+    "geometry": "problems tiny_checkpoint",
+    "loss": "GAPS OBJECTIVES Objective REDUCTIONS alpha_gate calibrl_loss clipped_surrogate"
+            " expert_gap exploration_loss group_advantages grpo_loss masked_mean reduce_loss",
+    "plan": "Plan plan",
+    "policy": "Logps Policy Samples",
+    "rollout": "Rollouts rollout",
+    "speed": "bench plot_bench",
+    "tasks": "INSTRUCTION Problem Score messages score verifier_stats",
+    "train": "batches make_optimizer train train_step",
+    "viz": "alpha_figure_html group_figure_html mix_group plot_alpha plot_bands plot_curves"
+           " plot_gate plot_group plot_intervals plot_problems plot_push plot_table read_group"
+           " table_figure_html",
+    "worlds.drawing": "layout paint",
+    "worlds.kit": "Family",
+    "worlds.solutions": "expert",
+}
+
+
+def public_names():
+    "The names in `__all__` of all rooms, an object that several hand on by its outermost room."
+    found = {}
+    for room in sorted(MODULES, key=lambda room: (room.count("."), room)):
+        module = importlib.import_module(f"calibrl.{room}")
+        for name in getattr(module, "__all__", ()):
+            found.setdefault(id(getattr(module, name)), f"{room}.{name}")
+    return sorted(found.values())
+
+
+def test_a_new_public_name_is_a_decision():
+    listed = [f"{room}.{name}" for room, names in PUBLIC.items() for name in names.split()]
+    assert public_names() == sorted(listed)
+    assert len(listed) <= 90
 
 
 FORBIDDEN = [  # room, its code, what is wrong in it

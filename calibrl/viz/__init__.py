@@ -4,30 +4,28 @@
 
 # %% auto #0
 __all__ = ['plot_gate', 'plot_push', 'plot_alpha', 'plot_group', 'plot_table', 'plot_curves', 'plot_bands', 'plot_intervals',
-           'plot_problems', 'alpha_figure_html', 'group_figure_html', 'table_figure_html', 'alpha_svg', 'report_html',
-           'read_group', 'mix_group']
+           'plot_problems', 'alpha_figure_html', 'group_figure_html', 'table_figure_html', 'read_group', 'mix_group']
 
 # %% ../../nbs/00c_viz.ipynb #bce54568
-from .animated import alpha_svg
 from .curves import plot_bands, plot_curves, plot_intervals
 from .figures import plot_alpha, plot_gate, plot_group, plot_push, plot_table
 from .gallery import plot_problems
 from .movable import alpha_figure_html, group_figure_html, table_figure_html
-from .page import report_html
 from .record import mix_group, read_group
 
 # %% ../../nbs/00c_viz.ipynb #55b46048
 _all_ = [plot_gate, plot_push, plot_alpha, plot_group, plot_table,
          plot_curves, plot_bands, plot_intervals, plot_problems,
-         alpha_figure_html, group_figure_html, table_figure_html, alpha_svg,
-         report_html, read_group, mix_group]
+         alpha_figure_html, group_figure_html, table_figure_html, read_group, mix_group]
 
 # %% ../../nbs/00c_viz.ipynb #71c155c6
+from calibrl.viz.animated import alpha_svg  # noqa: F401
 from calibrl.viz.curves import CURVES, smooth  # noqa: F401
 from calibrl.viz.figures import CYCLE, PLAIN, RIGHT, WRONG  # noqa: F401
 from calibrl.viz.movable import (  # noqa: F401
     ALPHAS, GAPS, SURES, TABLE_ALPHAS, TABLE_GAPS, TABLE_WEIGHTS, WEIGHTS, alpha_frames,
     group_frames)
+from calibrl.viz.page import report_html  # noqa: F401
 from calibrl.viz.record import picture  # noqa: F401
 from calibrl.viz.toy import (  # noqa: F401
     at_accuracy, coefficient_parts, gate_curve, gate_positions, gradient_coefficients,

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from itertools import product
 
 # %% auto #0
-__all__ = ['Family', 'image_blind_bound']
+__all__ = ['Family']
 
 # %% ../../nbs/worlds/kit.ipynb #5aa3e037
 OPERATIONS = {
