@@ -83,13 +83,17 @@ def against_reference(policy:Policy, ro:Rollouts, adv:torch.Tensor, cfg:Config)-
     return replace(ro, expert_logp=logp, expert_mask=ro.mask, has_expert=everywhere), adv
 
 # %% ../nbs/02c_methods.ipynb #059478be
-ROWS = {     # `Objective.rows` -> function
-    "overlong": penalize_overlong,
-    "largest": keep_largest,
-    "expert-in": expert_in,
-    "expert-apart": expert_apart,
-    "expert-only": expert_only,
-    "reference": against_reference}
+ROWS = {     # method -> function
+    "dapo": penalize_overlong,
+    "cppo": keep_largest,
+    "calibrl_cppo": keep_largest,
+    "luffy": expert_in,
+    "rl_plus": expert_in,
+    "grpo_sft": expert_apart,
+    "luffy_calibrl": expert_apart,
+    "calibrl_live": expert_apart,
+    "sft": expert_only,
+    "calibrl_reference": against_reference}
 
 # %% ../nbs/02c_methods.ipynb #7a52ce89
 def mixed_groups(ro:Rollouts)->Rollouts:

@@ -35,14 +35,13 @@ def train_step(policy:Policy,             # samples and trains
                cfg:Config,
               )->dict:                    # floats: loss, reward, accuracy, entropy, gap, ...
     "Update a policy on sampled groups, `cfg.mini_batches` times; return what to watch."
-    objective = OBJECTIVES[cfg.method]
     cfg = cfg.resolved()
 
     # advantages belong to whole groups; other methods than GRPO and CalibRL also change the rows
     rows = rollouts
     adv = group_advantages(rows.rewards.view(-1, rows.n), cfg.norm_std)
-    if objective.rows != "own":
-        rows, adv = ROWS[objective.rows](policy, rows, adv, cfg)
+    if cfg.method in ROWS:
+        rows, adv = ROWS[cfg.method](policy, rows, adv, cfg)
 
     # one update for each mini-batch of groups
     minis = torch.arange(len(rows.problems)).chunk(cfg.mini_batches)

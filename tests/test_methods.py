@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 
 from calibrl.geometry import problems
-from calibrl.loss import OBJECTIVES
+from calibrl.loss import OBJECTIVES, group_advantages
 from calibrl.loss.rivals import EXPERT_TOKENS, OFF, hybrid_loss
 from calibrl.rollout import Policy, expert_rows, rollout, stack, with_experts
 from calibrl.tasks import Problem
@@ -176,15 +176,24 @@ def test_every_name_is_there_and_says_where_from():
     assert REQUIRED <= set(OBJECTIVES)
     names = ("norm_std", "reduce", "clip_low", "clip_high", "dual_clip", "prune", "tries",
              "overlong")
-    for method, o in OBJECTIVES.items():
+    for method in OBJECTIVES:
         cfg = settled(method)
         assert None not in [getattr(cfg, name) for name in names]
-        assert o.rows in (*ROWS, "own") and cfg.resolved() == cfg
+        assert cfg.resolved() == cfg
     assert settled("dapo", clip_high=.5).clip_high == .5
     assert settled("dapo").clip_high == .28
 
     # Nothing of the first method is left.
     assert replace(Config(method="dapo"), method="grpo").resolved().clip_high == .2
+
+
+def test_what_a_method_does_to_rows_is_what_its_objective_expects(ro, tiny):
+    policy = Policy.from_pretrained(tiny, bits=4)
+    adv = group_advantages(ro.rewards.view(B, n))
+    for method, change in ROWS.items():
+        rows, _ = change(policy, ro, adv, settled(method))
+        assert rows.from_expert.any() == OBJECTIVES[method].expert_rows
+    assert not any(o.expert_rows for method, o in OBJECTIVES.items() if method not in ROWS)
 
 
 def test_a_live_expert_is_heard_where_nobody_is_right(ro, tiny):
@@ -202,7 +211,7 @@ def test_a_live_expert_is_heard_where_nobody_is_right(ro, tiny):
 def test_an_expert_judged_wrong_teaches_luffy_to_avoid_it(ro, tiny):
     policy = Policy.from_pretrained(tiny, bits=4)
     liar = replace(ro, problems=[replace(p, answer="-1") for p in ro.problems])
-    both, adv = ROWS["expert-in"](policy, liar, torch.zeros(B, n), settled("luffy"))
+    both, adv = ROWS["luffy"](policy, liar, torch.zeros(B, n), settled("luffy"))
     assert not both.correct[both.from_expert].any()
     assert (adv[:2, -1] < 0).all() and (adv[3] == 0).sum() >= 1
 
@@ -282,7 +291,7 @@ def test_cppo_draws_what_it_will_drop(ro):
     got, drawn = refill(ro, lambda k: ro, Config(method="cppo", prompts=B, responses=n, prune=.75))
     assert drawn == 4*B == len(got.problems)
     adv = torch.tensor([[3., -1., 0., 2.]]*B)
-    kept, adv = ROWS["largest"](None, ro, adv, settled("cppo", responses=n))
+    kept, adv = ROWS["cppo"](None, ro, adv, settled("cppo", responses=n))
     assert kept.n == 2 and adv.tolist() == [[3., 2.]]*B
     assert kept.responses[:2] == [ro.responses[0], ro.responses[3]]
 
@@ -338,7 +347,7 @@ def test_the_reference_is_the_policy_without_its_adapter(tiny, ro):
     for w in policy.trainable:
         w.data += .02*torch.randn_like(w)
     cfg = settled("calibrl_reference")
-    rows, adv = ROWS["reference"](policy, ro, torch.ones(B, n), cfg)
+    rows, adv = ROWS["calibrl_reference"](policy, ro, torch.ones(B, n), cfg)
     with torch.no_grad():
         own = policy.logps(ro.problems, ro.grouped)
         want = base.logps(ro.problems, ro.grouped)

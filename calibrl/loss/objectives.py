@@ -49,11 +49,11 @@ class Objective:
     source: str  # where the definition stands
     defaults: dict = field(default_factory=dict)  # of the loss, or `prune`, `tries`, `overlong`
     takes: tuple = ()  # settings that only its loss takes
-    rows: str = "own"  # which rows its update sees
+    expert_rows: bool = False  # are rows of the expert's in its update?
 
     def __call__(self, *args, from_expert=None, **kwargs):
         "Return the loss; only an update that has rows of the expert's is told which they are"
-        if self.rows.startswith("expert"):
+        if self.expert_rows:
             kwargs = kwargs | {"from_expert": from_expert}
         return self.loss(*args, **kwargs)
 
@@ -68,20 +68,20 @@ OBJECTIVES = {
 OBJECTIVES |= {
     "calibrl_reference": Objective(
         calibrl_loss, norm_std=False, source="arXiv 2602.20197",
-        takes=("weigh_by_adv",), rows="reference"),
+        takes=("weigh_by_adv",)),
     "dr_grpo": Objective(
         surrogate_loss, norm_std=False, source="arXiv 2503.20783",
         defaults=dict(reduce="seq-mean-token-sum", dual_clip=OFF), takes=("max_new_tokens",)),
     "dapo": Objective(
         surrogate_loss, norm_std=True, source="arXiv 2503.14476",
-        defaults=dict(clip_high=0.28, dual_clip=OFF, tries=10, overlong=0.2), rows="overlong"),
+        defaults=dict(clip_high=0.28, dual_clip=OFF, tries=10, overlong=0.2)),
     "gspo": Objective(
         partial(surrogate_loss, sequence=True), norm_std=True, source="arXiv 2507.18071",
         defaults=dict(reduce="seq-mean-token-mean", clip_low=3e-4, clip_high=4e-4,
                       dual_clip=OFF)),
     "cppo": Objective(
         surrogate_loss, norm_std=True, source="arXiv 2503.22342",
-        defaults=dict(reduce="seq-mean-token-mean", dual_clip=OFF, prune=0.5), rows="largest"),
+        defaults=dict(reduce="seq-mean-token-mean", dual_clip=OFF, prune=0.5)),
 }
 
 # %% ../../nbs/loss/objectives.ipynb #d5776c68
@@ -91,18 +91,18 @@ unclipped = dict(reduce="seq-mean-token-sum", dual_clip=OFF, clip_low=1.0, clip_
 
 OBJECTIVES |= {
     "sft": Objective(
-        surrogate_loss, norm_std=False, source="arXiv 2203.02155", rows="expert-only"),
+        surrogate_loss, norm_std=False, source="arXiv 2203.02155", expert_rows=True),
     "grpo_sft": Objective(
         surrogate_loss, norm_std=True, source="arXiv 2504.14945",
-        takes=("expert_weight",), rows="expert-apart"),
+        takes=("expert_weight",), expert_rows=True),
     "luffy": Objective(
         luffy_loss, norm_std=False, source="arXiv 2504.14945",
-        defaults=unclipped, takes=("max_new_tokens",), rows="expert-in"),
+        defaults=unclipped, takes=("max_new_tokens",), expert_rows=True),
     "luffy_calibrl": Objective(
-        luffy_loss, norm_std=False, source="arXiv 2602.20197", rows="expert-apart"),
+        luffy_loss, norm_std=False, source="arXiv 2602.20197", expert_rows=True),
     "rl_plus": Objective(
         rl_plus_loss, norm_std=False, source="arXiv 2508.00222",
-        defaults=unclipped, takes=("max_new_tokens",), rows="expert-in"),
+        defaults=unclipped, takes=("max_new_tokens",), expert_rows=True),
 }
 
 # %% ../../nbs/loss/objectives.ipynb #5a0c5e0a
@@ -120,5 +120,5 @@ OBJECTIVES |= {
     "calibrl_cppo": with_exploration("cppo"),
     "calibrl_live": Objective(
         live_loss, norm_std=False, source="arXiv 2602.20197, with a live expert (ours)",
-        rows="expert-apart"),
+        expert_rows=True),
 }
