@@ -185,9 +185,13 @@ COMMANDS = {
     "bench": bench}
 
 # %% ../nbs/06_cli.ipynb #01e0fb86
+def flag_of(name:str)->str:
+    "Return the flag of a parameter."
+    return "--" + name.replace("_", "-")
+
 def add_option(parser, name:str, parameter):     # of `docments`
     "Add an option for one parameter of a command."
-    flag = "--" + name.replace("_", "-")
+    flag = flag_of(name)
     text = parameter.docment or ""
 
     # no default: given by position, but for the place of the result, given by name
@@ -213,14 +217,18 @@ def add_option(parser, name:str, parameter):     # of `docments`
     parser.add_argument(flag, help=text.replace("%", "%%"), **kind)
 
 # %% ../nbs/06_cli.ipynb #aec4783e
-def make_parser(name:str)->argparse.ArgumentParser:     # of a command in `COMMANDS`
-    "Return a parser of a command's options, read off its function's signature and comments."
+def parameters_of(name:str)->dict:     # `docments` by name
+    "Return the parameters of a command with their kinds, defaults and comments."
     from fastcore.docments import docments
     command = COMMANDS[name]
-    parser = argparse.ArgumentParser(f"calibrl {name}", description=command.__doc__,
-                                     formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     function = command.function() if hasattr(command, "function") else command
-    for option, parameter in docments(function, full=True, returns=False).items():
+    return docments(function, full=True, returns=False)
+
+def make_parser(name:str)->argparse.ArgumentParser:     # of a command in `COMMANDS`
+    "Return a parser of a command's options, read off its function's signature and comments."
+    parser = argparse.ArgumentParser(f"calibrl {name}", description=COMMANDS[name].__doc__,
+                                     formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    for option, parameter in parameters_of(name).items():
         add_option(parser, option, parameter)
     return parser
 
@@ -233,10 +241,23 @@ def find_command(argv:list):
             return name
     return None
 
+def check_options(name:str, options:dict):     # of a command in `COMMANDS`
+    "Raise ValueError for the first option whose value means nothing."
+    from calibrl.config import check_kind
+    for option, parameter in parameters_of(name).items():
+        value = options.get(option)
+        if value is None:
+            continue
+        try:
+            check_kind(option, parameter.anno, value)
+        except ValueError as e:
+            raise ValueError(str(e).replace(option, flag_of(option), 1)) from None
+
 def run_command(name:str, argv:list)->int:
     "Run a command with its options; return the exit code."
     try:
         options = vars(make_parser(name).parse_args(argv))
+        check_options(name, options)
         quiet()
         COMMANDS[name](**options)
     except SystemExit as e:
@@ -258,9 +279,9 @@ def main(argv:list=None)->int:     # exit code
     if argv[:1] in (["--version"], ["-V"]):
         print(f"calibrl {__version__}")
         return 0
-    if not argv or argv[0] in ("-h", "--help", "help"):
-        print(usage())
-        return 0
+    if argv[:1] in ([], ["-h"], ["--help"], ["help"]):
+        print(usage(), file=sys.stdout if argv else sys.stderr)
+        return 0 if argv else 2
     name = find_command(argv)
     if name is None:
         known = ", ".join(COMMANDS)

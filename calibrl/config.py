@@ -13,26 +13,41 @@ from .files import write_atomic
 from .loss import GAPS, OBJECTIVES, REDUCTIONS
 
 # %% ../nbs/02a_config.ipynb #79ca8f07
-FROM_ZERO = ("seed", "steps", "sample_prompts")      # whole numbers that may be 0
-SHARES = ("prune", "overlong")                       # numbers below 1
+MOST = 10**9                 # no count of ours comes near it
+RANGES = {                   # the least and the most of a number, both allowed
+    "seed": (0, 2**31 - 1), "steps": (0, 10**7), "sample_prompts": (0, 10**5),
+    "prompts": (1, 10**5), "responses": (1, 10**4), "mini_batches": (1, 10**5),
+    "max_new_tokens": (1, 10**6), "lora_rank": (1, 2**16), "k": (1, 10**4),
+    "image_tokens": (0, 10**6), "clip_low": (0, 1), "temperature": (0.05, 10)}
+ABOVE = {"dual_clip": 1, "max_grad_norm": 0}         # numbers that must be above
+BELOW = {"prune": 1, "overlong": 1}                  # numbers that must be below
 
 def has_kind(value, *kinds)->bool:
     "Return whether a value is of some kinds; a truth value is no number."
     return isinstance(value, kinds) and (bool in kinds or not isinstance(value, bool))
 
+# %% ../nbs/02a_config.ipynb #f21bc86e
+def check_number(name:str, whole:bool, value):
+    "Raise ValueError where a value is no number, or none with which anything is meant."
+    least, most = RANGES.get(name, (1, MOST) if whole else (0, float(MOST)))
+    kinds = (int,) if whole else (int, float)
+    if not (has_kind(value, *kinds) and least <= value <= most):
+        kind = "whole number" if whole else "number"
+        raise ValueError(f"{name} must be a {kind} from {least:,.15g} to {most:,.15g},"
+                         f" not {value!r}")
+    if name in ABOVE and not value > ABOVE[name]:
+        raise ValueError(f"{name} must be above {ABOVE[name]}, not {value!r}")
+    if name in BELOW and not value < BELOW[name]:
+        raise ValueError(f"{name} must be below {BELOW[name]}, not {value!r}")
+
 def check_kind(name:str, kind:type, value):
     "Raise ValueError where a value is no such text, truth value or number."
     if kind is bool and not has_kind(value, bool):
         raise ValueError(f"{name} must be true or false, not {value!r}")
-    if kind is str and not has_kind(value, str):
+    if kind is str and not (has_kind(value, str) and value.strip()):
         raise ValueError(f"{name} must be a text, not {value!r}")
-    least = 0 if name in FROM_ZERO else 1
-    if kind is int and not (has_kind(value, int) and value >= least):
-        raise ValueError(f"{name} must be a whole number of at least {least}, not {value!r}")
-    if kind is float and not (has_kind(value, int, float) and 0 <= value < float("inf")):
-        raise ValueError(f"{name} must be a finite number of at least 0, not {value!r}")
-    if name in SHARES and not value < 1:
-        raise ValueError(f"{name} must be a share below 1, not {value!r}")
+    if kind in (int, float):
+        check_number(name, kind is int, value)
 
 # %% ../nbs/02a_config.ipynb #267477a9
 def check_config(cfg):
@@ -51,8 +66,9 @@ def check_config(cfg):
             raise ValueError(f"{name} must be one of {known}, not {value!r}")
 
     # options that go together
-    if cfg.temperature == 0:
-        raise ValueError("temperature must be above 0: greedy groups are alike and teach nothing")
+    if cfg.prompts*cfg.responses > 10**6:
+        raise ValueError(f"prompts times responses ({cfg.prompts*cfg.responses}) must be at most"
+                         " 1000000")
     if cfg.prompts % cfg.mini_batches:
         raise ValueError(f"prompts ({cfg.prompts}) must be a multiple of mini_batches"
                          f" ({cfg.mini_batches}): groups stay whole")

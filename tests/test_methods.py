@@ -317,9 +317,9 @@ def test_the_generator_runs_every_kind(tiny, method):
 
 
 BAD_OPTIONS = [
-    ("prune", 1.0, "share below 1"),
-    ("overlong", 2.0, "share below 1"),
-    ("tries", 0, "whole number of at least 1"),
+    ("prune", 1.0, "below 1"),
+    ("overlong", 2.0, "below 1"),
+    ("tries", 0, "whole number from 1"),
     ("clip_low", -.1, "clip_low must be"),
     ("expert_weight", math.nan, "expert_weight must be")]
 

@@ -159,7 +159,7 @@ def test_nothing_to_train_is_said(tiny):
     ("steps", True, "steps must be"),
     ("prompts", 0, "prompts must be"),
     ("prompts", 3, "multiple of mini_batches"),
-    ("temperature", 0.0, "temperature must be above 0"),
+    ("temperature", 0.0, "temperature must be a number from 0.05"),
     ("seed", -1, "seed must be")])
 def test_bad_options_are_named(option, value, message):
     with pytest.raises(ValueError, match=message):
