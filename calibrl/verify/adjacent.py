@@ -23,7 +23,8 @@ def multiplies(p):
     "Return whether what comes next is a factor without a sign."
     token = p.peek()
     if token.kind == "o": # feet and inches are units, elsewhere they end a term
-        return token.text in "([√∛∜∞∠" or p.units and token.text in ("'", '"')
+        signs = "([√∛∜∞∠'\"" if p.units else "([√∛∜∞∠"
+        return token.text in signs or token.text == "|" and not p.in_bars
     return token.kind in ("w", "cmd")
 
 def ends_in_unit(p):

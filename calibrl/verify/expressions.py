@@ -99,6 +99,11 @@ class Call(NamedTuple):
     first: tuple
     second: tuple | None = None # base of a logarithm, lower number of a binomial
 
+class Applied(NamedTuple):
+    "A letter before brackets: f(x) is a function of x, or f times x."
+    name: str
+    first: tuple
+
 # %% ../../nbs/verify/expressions.ipynb #bca86556
 def whole(n):
     "Return the expression of a whole number."
@@ -122,8 +127,8 @@ def walk(
 
 # %% ../../nbs/verify/expressions.ipynb #e9ad6d84
 def variables(node):
-    "Return the set of names of an expression's variables."
-    return {part.name for part in walk(node) if isinstance(part, Variable)}
+    "Return the set of names of an expression's variables, letters before brackets included."
+    return {part.name for part in walk(node) if isinstance(part, (Variable, Applied))}
 
 def has_constant(
     node,
@@ -143,3 +148,20 @@ def substitute(
         return value if node.name == name else node
     return node._make([substitute(part, name, value) if isinstance(part, tuple) else part
         for part in node])
+
+def as_factors(
+    node,
+    names, # of letters
+)->tuple:
+    "Return an expression with these letters as factors: h(a+b)^2 is h times (a+b)^2."
+    if isinstance(node, Binary) and node.op == "^":
+        base = node.left
+        if isinstance(base, Applied) and base.name in names:
+            raised = Binary("^", base.first, node.right)
+            return as_factors(Applied(base.name, raised), names)
+
+    # the letter, and what was in its brackets
+    parts = [as_factors(part, names) if isinstance(part, tuple) else part for part in node]
+    if isinstance(node, Applied) and node.name in names:
+        return Binary("*", Variable(node.name), parts[1])
+    return node._make(parts)

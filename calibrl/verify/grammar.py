@@ -6,9 +6,9 @@
 from __future__ import annotations
 from .adjacent import ends_in_unit, is_proper, is_times, is_whole, mixed_number
 from .adjacent import multiplies, parts_of_word
-from .expressions import MINUS_ONE, ZERO, Binary, Call, Constant, Unary, Unreadable
-from .expressions import Variable, whole
-from .tokens import CLOSE, FUNCTIONS, OPEN, Reader, lex
+from .expressions import MINUS_ONE, ZERO, Applied, Binary, Call, Constant, Unary
+from .expressions import Unreadable, Variable, whole
+from .tokens import CLOSE, FUNCTIONS, OPEN, Reader, bars, lex
 
 # %% auto #0
 __all__ = []
@@ -89,7 +89,7 @@ def postfix(p, node):
     while p.at("!", "°", "%") and not ends_in_unit(p):
         sign = p.advance().text
         if sign == "!":
-            node = Unary("!", node)
+            node = Unary("!!" if p.take("!") else "!", node)
         elif sign == "°":
             node = Binary("*", node, Constant("°"))
         else:
@@ -98,11 +98,13 @@ def postfix(p, node):
 
 # %% ../../nbs/verify/grammar.ipynb #76cca751
 def group(p, opened="{"):
-    "Read an expression in brackets."
+    "Read an expression in brackets, or between bars."
     p.need(opened)
     p.inside += 1
+    around, p.in_bars = p.in_bars, opened == "|"
     node = expression(p)
     p.need("|" if opened == "|" else CLOSE[OPEN.index(opened)])
+    p.in_bars = around
     p.inside -= 1
     return node
 
@@ -168,6 +170,8 @@ def word(p, token):
         return call(p, text, token.load)
 
     # a letter, the letters of a figure, or several letters
+    if text in ("f", "g", "h", "F", "G", "H") and p.at("("):
+        return Applied(text + token.load, group(p, "("))
     if len(text) == 1 or text.isupper() and len(text) <= 4:
         return Variable(text + token.load)
     p.i -= 1
@@ -186,18 +190,31 @@ def root(p, degree):
 # %% ../../nbs/verify/grammar.ipynb #8f0e9eaa
 def group_or_atom(p):
     "Read what is raised or lowered beside a function's name."
+    if p.take("-"):
+        return Unary("neg", atom(p))
     return group(p) if p.at("{") else atom(p)
+
+def beside_name(p, subscript):
+    "Read the base and the power between a function's name and its argument."
+    base = whole(int(subscript[1:])) if subscript[1:].isdigit() else None
+    power = None
+    while p.at("_", "^"):
+        if p.advance().text == "_":
+            base = group_or_atom(p)
+        else:
+            power = group_or_atom(p)
+    return base, power
 
 def call(p, name, subscript=""):
     r"Read the rest of `sin x`, `\sin^2 x`, `\log_2 8`, `ln(2)`."
     if name not in FUNCTIONS:
         raise Unreadable(name)
 
-    # what stands between the name and its argument
-    base = whole(int(subscript[1:])) if subscript[1:].isdigit() else None
-    if p.take("_"):
-        base = group_or_atom(p)
-    power = group_or_atom(p) if p.take("^") else None
+    # what stands between the name and its argument; log2(8) and log2 8 are logarithms to base 2
+    base, power = beside_name(p, subscript)
+    has_argument = p.peek(1).text == "(" or p.peek(1).kind == "n"
+    if name == "log" and p.peek().text in ("2", "10") and has_argument:
+        base = p.advance().load
     p.inside += 1
     inner = argument(p)
     p.inside -= 1
@@ -211,9 +228,10 @@ def call(p, name, subscript=""):
 
 # %% ../../nbs/verify/grammar.ipynb #6d573ecc
 def argument(p):
-    "Read the argument of a function: f(x)^2 is the square of f(x), f x^2 is f(x^2)."
+    "Read the argument of a function: f(x)^2 is the square of f(x), f x^2 and f{x}^2 are f(x^2)."
     if p.at("{"):
-        return group(p)
+        has_brackets = p.peek(1).text in ("(", "[")
+        return group(p) if has_brackets else powered(p)
     if p.at("(", "[", "❴"):
         node = group(p, p.peek().text)
         return Binary("*", node, Constant("°")) if p.take("°") else node
@@ -228,7 +246,7 @@ def read_expression(
     text:str, # cleaned text
 )->tuple:
     "Return the expression that a text says; raise `Unreadable` where it says none, or more."
-    p = Reader(lex(text), units=False)
+    p = Reader(bars(lex(text)), units=False)
     node = expression(p)
     if p.peek().kind != "end":
         raise Unreadable(p.peek().text)

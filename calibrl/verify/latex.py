@@ -148,7 +148,7 @@ def without_dollars(text):
     return text.replace("$", " ")
 
 # %% ../../nbs/verify/latex.ipynb #1409dd08
-DEGREES = re.compile(r"\^ ?\{? ?(?:°|(?<=\d\^)o\b|(?<=\d\^\{)o\b) ?\}?")
+DEGREES = re.compile(r"\^ ?(?:\{ ?(?:°|(?<=\d\^\{)o) ?\}|°|(?<=\d\^)o\b)")
 ARC = re.compile(r"(\d+)° ?(\d+)' ?(?:(\d+)(?:\"|''))?") # degrees, minutes, seconds
 UNION = re.compile(r"(?<=[\])]) ?U ?(?=[\[(])")
 

@@ -8,6 +8,7 @@ import decimal, math, operator
 from decimal import Decimal
 from fractions import Fraction
 from .expressions import Binary, Call, Constant, Number, Unary, Unreadable
+from .tokens import INVERSES, TRIGONOMETRIC
 
 # %% auto #0
 __all__ = []
@@ -30,6 +31,18 @@ def to_decimal(
     if not isinstance(number, Fraction):
         return number
     return CONTEXT.divide(Decimal(number.numerator), Decimal(number.denominator))
+
+def negative(
+    number, # Fraction or Decimal
+)->Fraction|Decimal:
+    "Return a number with the other sign, all its digits kept: Python's `-` keeps 28."
+    return CONTEXT.minus(number) if isinstance(number, Decimal) else -number
+
+def magnitude(
+    number, # Fraction or Decimal
+)->Fraction|Decimal:
+    "Return a number without its sign, all its digits kept."
+    return CONTEXT.abs(number) if isinstance(number, Decimal) else abs(number)
 
 EXACTLY = {"+": operator.add, "-": operator.sub, "*": operator.mul, "/": operator.truediv}
 IN_DECIMALS = {"+": CONTEXT.add, "-": CONTEXT.subtract, "*": CONTEXT.multiply, "/": CONTEXT.divide}
@@ -84,7 +97,7 @@ def nth_root(
     if number < 0:
         if degree % 2 == 0:
             raise Unreadable("root of a negative number")
-        return -nth_root(-number, degree)
+        return negative(nth_root(negative(number), degree))
 
     # a fraction whose numerator and denominator have whole roots
     if isinstance(number, Fraction) and max(number.numerator, number.denominator) < 1 << 900:
@@ -98,9 +111,8 @@ def nth_root(
     return CONTEXT.power(number, CONTEXT.divide(Decimal(1), Decimal(degree))) if number else number
 
 # %% ../../nbs/verify/numbers.ipynb #20c5e44c
-LONG_NAMES = {"arcsin": "asin", "arccos": "acos", "arctan": "atan"}
-RECIPROCALS = {"cot": "tan", "sec": "cos", "csc": "sin"}
-TRIGONOMETRIC = ("sin", "cos", "tan", "asin", "acos", "atan", "sinh", "cosh", "tanh")
+RECIPROCALS = {"cot": "tan", "sec": "cos", "csc": "sin", "coth": "tanh", "sech": "cosh",
+    "csch": "sinh"}
 
 def trigonometric(
     name,
@@ -108,11 +120,20 @@ def trigonometric(
     library, # math or cmath
 )->float|complex:
     "Return a trigonometric function's value; raise `Unreadable` if it is none."
-    name = LONG_NAMES.get(name, name)
-    if name in RECIPROCALS:
-        return 1 / getattr(library, RECIPROCALS[name])(x)
+    # inverse functions: arcsec x is arccos 1/x, arccot runs from 0 to pi
+    if name in INVERSES:
+        name = INVERSES[name]
+        if name == "cot":
+            return math.pi/2 - library.atan(x)
+        if name in RECIPROCALS:
+            name, x = RECIPROCALS[name], 1 / x
+        return getattr(library, "a" + name)(x)
+
+    # the others
     if name not in TRIGONOMETRIC:
         raise Unreadable(name)
+    if name in RECIPROCALS:
+        return 1 / getattr(library, RECIPROCALS[name])(x)
     return getattr(library, name)(x)
 
 # %% ../../nbs/verify/numbers.ipynb #9f2c69fb
@@ -130,7 +151,7 @@ def apply(
     "Return a function's value: exact or to 50 digits, trigonometry in double precision."
     # exact on fractions
     if name == "abs":
-        return abs(x)
+        return magnitude(x)
     if name in ("floor", "ceil"):
         return Fraction(getattr(math, name)(x))
     if name == "binom" and all(n == int(n) and 0 <= n <= 300 for n in (x, second)):
@@ -151,12 +172,15 @@ def as_integer(number):
         raise Unreadable("not a whole number")
     return n
 
-def factorial(number):
-    "Return a factorial of bounded size."
+def factorial(
+    number,
+    step=1, # 2 for the double factorial
+)->Fraction:
+    "Return a factorial of bounded size: 5! is 5*4*3*2*1, and 5!! is 5*3*1."
     n = as_integer(number)
     if not 0 <= n <= 500:
         raise Unreadable("factorial")
-    return Fraction(math.factorial(n))
+    return Fraction(math.prod(range(n, 0, -step)))
 
 # %% ../../nbs/verify/numbers.ipynb #683c9c49
 def calc(
@@ -177,9 +201,9 @@ def calc(
 
         # signs, names and functions
         case Unary("neg"):
-            return -calc(node.operand)
-        case Unary("!"):
-            return factorial(calc(node.operand))
+            return negative(calc(node.operand))
+        case Unary("!" | "!!"):
+            return factorial(calc(node.operand), step=len(node.op))
         case Constant() if node.name in CONSTANTS:
             return CONSTANTS[node.name]
         case Call():

@@ -5,7 +5,8 @@
 # %% ../../nbs/verify/points.ipynb #606a47b3
 from __future__ import annotations
 import cmath, math, operator
-from .expressions import Binary, Call, Constant, Number, Unary, Variable, variables
+from .expressions import Applied, Binary, Call, Constant, Number, Unary
+from .expressions import Variable, as_factors, variables, walk
 from .numbers import trigonometric
 
 # %% auto #0
@@ -55,6 +56,10 @@ def value_at(
         case Constant():
             return CONSTANTS[node.name]
 
+        # f(x) is some function of x, another one at each point
+        case Applied():
+            return cmath.cos(point[node.name] * (value_at(node.first, point) + 2))
+
         # 0 - x: the imaginary part -0.0 of -x is the wrong side of a branch cut
         case Unary("neg"):
             return 0 - value_at(node.operand, point)
@@ -78,10 +83,22 @@ def coordinates(
     return {name: complex(start + step * ((i * .6180339887) % 1)) for i, name in enumerate(names)}
 
 # %% ../../nbs/verify/points.ipynb #140e215f
+def without_products(
+    nodes, # expressions
+)->list:
+    "Return expressions whose letters before brackets are factors if they stand alone elsewhere."
+    parts = [part for node in nodes for part in walk(node)]
+    applied = {part.name for part in parts if isinstance(part, Applied)}
+    alone = {part.name for part in parts if isinstance(part, Variable)}
+    if applied.isdisjoint(alone):
+        return nodes
+    return [as_factors(node, applied & alone) for node in nodes]
+
 def sample(
     nodes, # expressions
 ): # a list of complex values for each point
     "Yield the values of the expressions at each point where all can be compared."
+    nodes = without_products(nodes)
     names = sorted(set().union(*map(variables, nodes)))
     for start, step in POINTS:
         point = coordinates(names, start, step)

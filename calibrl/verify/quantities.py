@@ -7,7 +7,7 @@ from __future__ import annotations
 from .expressions import Binary, Number, Unreadable, variables
 from .forms import Value
 from .grammar import expression
-from .tokens import Reader, Token
+from .tokens import Reader, Token, bars
 from .units import read_unit
 
 # %% auto #0
@@ -61,7 +61,7 @@ def value(
     "Return the value that tokens say."
     if not tokens:
         raise Unreadable("nothing")
-    tokens = currency_last(tokens)
+    tokens = bars(currency_last(tokens))
     p = Reader(tokens)
     number = expression(p)
     first = p.peek()

@@ -8,7 +8,7 @@ from decimal import Decimal
 from fractions import Fraction
 from typing import NamedTuple
 from .expressions import Binary, Call, Number, Unary, walk, whole
-from .numbers import CONTEXT, arithmetic, calc, to_decimal
+from .numbers import CONTEXT, arithmetic, calc, magnitude, to_decimal
 
 # %% auto #0
 __all__ = []
@@ -51,7 +51,7 @@ def rounds_to(
 )->bool:
     "Return whether a response, rounded at this step, is the truth."
     half = to_decimal(step / 2)
-    beyond = CONTEXT.subtract(abs(response), abs(truth))
+    beyond = CONTEXT.subtract(magnitude(response), magnitude(truth))
     return -half <= beyond < half and (truth < 0) == (response < 0)
 
 def right_to_six(

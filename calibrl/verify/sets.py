@@ -12,7 +12,7 @@ from .expressions import whole
 from .forms import List, Relation, Set, Tuple, Union, Value
 from .grid import is_inequality, same_on_grid
 from .intervals import REALS, TINY, Interval, join, meet
-from .numbers import arithmetic, calc, to_decimal
+from .numbers import arithmetic, calc, negative, to_decimal
 
 # %% auto #0
 __all__ = []
@@ -45,7 +45,7 @@ def cut(
         raise Unreadable("variables")
     name = next(iter(names))
     slope, start = line(node, name)
-    end = arithmetic("/", -start, slope)
+    end = arithmetic("/", negative(start), slope)
 
     # the numbers below it, above it, or both
     if slope < 0:

@@ -27,8 +27,9 @@ SAME_SIGN = {"**": "^", "<=": "≤", ">=": "≥", "!=": "≠", "==": "=", "||": 
 OPEN = "([{❴〈⌊⌈"
 CLOSE = ")]}❵〉⌋⌉"
 NESTING = {**dict.fromkeys(OPEN, 1), **dict.fromkeys(CLOSE, -1)}
-FUNCTIONS = set("""sin cos tan cot sec csc arcsin arccos arctan asin acos atan
-    sinh cosh tanh log lg ln exp abs""".split())
+TRIGONOMETRIC = "sin cos tan cot sec csc sinh cosh tanh coth sech csch".split()
+INVERSES = {prefix + name: name for prefix in ("arc", "a", "ar") for name in TRIGONOMETRIC}
+FUNCTIONS = {*"log lg ln exp abs".split(), *TRIGONOMETRIC, *INVERSES}
 NOT_NAMES = set("""and or is the not of to no in at if by any all but an as be it so we my us
     on up""".split())
 MAX_TOKENS = 250
@@ -155,6 +156,7 @@ class Reader:
         self.i = start # the next token
         self.units = units # may a unit end what is read?
         self.inside = 0 # brackets and functions around the position
+        self.in_bars = False # is |...| the innermost of them?
         self.depth = 0 # calls of the readers below
 
     def peek(self, ahead=0):
@@ -192,3 +194,14 @@ class Reader:
         self.depth += 1
         if self.depth > 6*MAX_DEPTH:
             raise Unreadable("depth")
+
+# %% ../../nbs/verify/tokens.ipynb #daf5c002
+BAR = Token("o", "|")
+
+def bars(
+    tokens,
+)->list:
+    "Return tokens with two bars in the place of each `||`."
+    if not any(token.text == "∥" for token in tokens):
+        return tokens
+    return [one for token in tokens for one in ((BAR, BAR) if token.text == "∥" else (token,))]

@@ -31,14 +31,22 @@ def singular(word):
 # %% ../../nbs/verify/words.ipynb #76987fca
 SUBSCRIPT = re.compile(r"_\{?(\w+)\}?") # H_2O
 HOUR = re.compile(r"(\d)([ap]m)\b", re.I)
-PHRASE_WORD = re.compile(r"[^\W_]+|[^\w\s.,;:!?'\"()\[\]{}❴❵]")
+SUM = re.compile(r"\(([^()+*/-]*[-+*/][^()]*)\)") # brackets that change what is meant
+HYPHEN = re.compile(r"(?<=\d)-(?=\d)|-(?!\s?(?:[\d.(⟮\[|√π∞\\]|[^\W\d_]\b))") # no minus sign
+THOUSANDS = re.compile(r"\b\d{1,3}(?:,\d{3})+\b")
+PHRASE_WORD = re.compile(r"\d+(?:[.,]\d+)+|[^\W_]+|[^\w\s.,;:!?'\"()\[\]{}❴❵]")
+
+def without_commas(match):
+    "Return a number without its separators."
+    return match[0].replace(",", "")
 
 def phrase(text):
     "Return the words of a phrase in one spelling."
     for sign, word in SIGN_WORDS.items():
         text = text.replace(sign, word)
-    text = HOUR.sub(r"\1 \2", SUBSCRIPT.sub(r"\1", text))
-    found = PHRASE_WORD.findall(text.replace("'s", "").replace("-", " "))
+    text = HOUR.sub(r"\1 \2", SUBSCRIPT.sub(r"\1", text)).replace("'s", "")
+    text = HYPHEN.sub(" ", SUM.sub(r"⟮\1⟯", text))
+    found = PHRASE_WORD.findall(THOUSANDS.sub(without_commas, text))
     words = [word.lower() for word in found]
 
     # articles count only where there is nothing else
