@@ -6,12 +6,11 @@
 __all__ = []
 
 # %% ../../nbs/data/golds.ipynb #d4a77003
-import ast
 import re
 from typing import NamedTuple, Optional
 
 from .columns import READINGS, value_at
-from .texts import Unusable
+from .texts import Unusable, spelled
 from ..tasks import Problem, score
 
 # %% ../../nbs/data/golds.ipynb #d4a77005
@@ -22,11 +21,7 @@ class Choices(NamedTuple):
 
 def listed_choices(value):
     "Return what a cell of choices holds, a string that is a list as that list, no empty entry."
-    if isinstance(value, str) and value.strip()[:1] == "[":
-        try:
-            value = ast.literal_eval(value.strip()[:20_000])    # literals only: nothing is called
-        except (ValueError, SyntaxError, MemoryError, RecursionError):
-            pass
+    value = spelled(value)
     # A table gives every row every row's letters
     if isinstance(value, dict):
         value = {name: text for name, text in value.items() if text is not None}

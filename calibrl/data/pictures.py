@@ -13,7 +13,10 @@ import os
 import re
 from pathlib import Path
 
+import numpy as np
 from PIL import Image, ImageOps
+
+from .texts import spelled
 
 # %% ../../nbs/data/pictures.ipynb #f12c269b
 # Of one picture: 150 MB once decoded, and beyond what any vision tower looks at
@@ -44,13 +47,30 @@ def unreadable(error):
     "Return the ValueError that says what a decoder said, or the kind of its error."
     return ValueError(f"image cannot be read: {str(error) or type(error).__name__}")
 
+# %% ../../nbs/data/pictures.ipynb #7016fdaa
+DEEP = ("F", "I", "I;16", "I;16B", "I;16L", "I;16N")
+DEPTHS = (1, 255, 4095, 65535)    # white, in 1, 8, 12 and 16 bits
+
+def grey(image):
+    "Return a picture in deep grey with 8 bits a pixel, from its black to its white."
+    values = np.asarray(image).astype(float)
+    finite = values[np.isfinite(values)]
+    low, high = (finite.min(), finite.max()) if finite.size else (0, 0)
+    values = np.nan_to_num(values, nan=low, posinf=high, neginf=low)
+
+    # Values below zero: the least is black, the largest white
+    black = min(low, 0)
+    depths = DEPTHS if black == 0 else ()
+    white = next((depth for depth in depths if high <= depth), high)
+    scaled = (values - black)*(255/((white - black) or 1))
+    return Image.fromarray(scaled.round().astype("uint8"))
+
 # %% ../../nbs/data/pictures.ipynb #98ba56bf
 def as_rgb(image):
     "Return a loaded picture in RGB: upright as its camera says, on white where it is transparent."
     image = ImageOps.exif_transpose(image)
-    # 16-bit grey is scaled to 8
-    if image.mode in ("I", "I;16", "I;16B", "I;16L"):
-        image = image.point(lambda v: v*(1/256)).convert("L")
+    if image.mode in DEEP:
+        image = grey(image)
     if image.has_transparency_data:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
@@ -118,17 +138,27 @@ def decode_opened(image):
         raise unreadable(error) from None
 
 # %% ../../nbs/data/pictures.ipynb #d4a70010
+PICTURE_STARTS = (b"\x89PNG", b"\xff\xd8\xff", b"GIF8", b"RIFF", b"BM", b"II*\0", b"MM\0*")
+
 def is_base64(value):
-    "Return whether a cell is base64 in the place of a path (no path is that long)."
-    return isinstance(value, str) and (value.startswith("data:") or len(value) > 1000)
+    "Return whether a cell is base64 in the place of a path: it says so, is long, or a picture."
+    if not isinstance(value, str):
+        return False
+    if value.startswith("data:") or len(value) > 1000:    # no path is that long
+        return True
+    body = "".join(value.split())
+    if not re.fullmatch(r"[A-Za-z0-9+/]{40,}=*", body):
+        return False
+    return base64.b64decode(body[:40]).startswith(PICTURE_STARTS)
 
 def from_base64(text):
     "Return the bytes of `data:image/png;base64,...`, or of the same without its head."
     head, _, body = text.rpartition(",")
     if head and not head.endswith(";base64"):
         raise ValueError(f"image is a data: address that is not base64: {text[:40]!r}")
+    body = "".join(body.split()).rstrip("=")
     try:
-        return base64.b64decode(body, validate=True)
+        return base64.b64decode(body + "="*(-len(body) % 4), validate=True)
     except ValueError:
         raise ValueError(f"image is neither a path nor base64: {text[:40]!r}") from None
 
@@ -151,6 +181,7 @@ def as_images(
     "Return the pictures of one cell; raise ValueError with the reason if one is missing or broken."
     if is_empty(value):
         return ()
+    value = spelled(value)
     # Lists and records hold pictures of the other spellings
     if isinstance(value, (list, tuple)):
         return listed_images(value, root)
@@ -189,6 +220,7 @@ def recorded_images(record, root):
 # %% ../../nbs/data/pictures.ipynb #52e1b1ba
 def stored_bytes(value, root):
     "Yield the bytes of the pictures of a cell as they are stored, undecoded."
+    value = spelled(value)
     if isinstance(value, dict):
         value = picture_of(value)
     if isinstance(value, (list, tuple)):

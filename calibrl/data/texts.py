@@ -6,6 +6,8 @@
 __all__ = []
 
 # %% ../../nbs/data/texts.ipynb #d4a76003
+import ast
+import json
 import math
 import re
 
@@ -19,6 +21,21 @@ class Unusable(ValueError):
 def is_missing(value):
     "Return whether a cell is empty: None, or not a number."
     return value is None or (isinstance(value, float) and math.isnan(value))
+
+# %% ../../nbs/data/texts.ipynb #a4fdfd34
+def spelled(value):
+    "Return the list or record that a text spells; every other value as it is."
+    if not isinstance(value, str) or value.strip()[:1] not in ("[", "{"):
+        return value
+    text = value.strip()[:20_000]
+    for read in (ast.literal_eval, json.loads):    # literals only: nothing is called
+        try:
+            found = read(text)
+        except (ValueError, SyntaxError, MemoryError, RecursionError):
+            continue
+        if isinstance(found, (list, dict)):
+            return found
+    return value
 
 # %% ../../nbs/data/texts.ipynb #8cc5c3c8
 def question_of(value):

@@ -6,10 +6,10 @@
 __all__ = []
 
 # %% ../../nbs/eval/rules.ipynb #c9697126
-import ast
 import re
 from fractions import Fraction
 
+from calibrl.data.texts import spelled
 from calibrl.tasks import Score, score
 from calibrl.verify.choices import pick
 from calibrl.verify.clean import clean
@@ -182,15 +182,12 @@ def text_list(
     if value is None:
         return []
 
-    # a string is a list, or one text; literals only: nothing is called or named
+    # a string is a list, or one text
     if isinstance(value, str):
         text = value.strip()
-        if not text.startswith("["):
+        value = spelled(text)
+        if not isinstance(value, list):
             return [text] if text else []
-        try:
-            value = ast.literal_eval(text[:20_000])
-        except (ValueError, SyntaxError, MemoryError, RecursionError):
-            return [text]
 
     items = list(value) if hasattr(value, "__iter__") else [value]
     return ["" if item is None else str(item) for item in items]
