@@ -53,7 +53,7 @@ MAY_USE = {
                       "data.texts", "rollout", "tasks"},
     "data.rows": {"data.columns", "data.golds", "data.pictures", "data.texts", "tasks"},
     "data.sources": {"data.cards", "data.files", "data.json_files", "data.pictures"},
-    "data.texts": set(),
+    "data.texts": {"verify.sentence"},
     "engine": {"tasks"},
     "eval": {"eval.answers", "eval.benchmarks", "eval.hashes", "eval.lmms", "eval.report",
              "eval.resume", "eval.stats", "eval.tables"},

@@ -10,13 +10,14 @@ from typing import NamedTuple
 
 # %% ../../nbs/data/columns.ipynb #eb30c50c
 NAMES = dict(    # field of a Problem -> column names it goes by, the likeliest first
-    question=("question", "problem", "query", "prompt"),
+    question=("question", "problem", "query", "prompt", "conversations", "messages"),
     answer=("answer", "ground_truth", "final_answer", "label", "correct", "answerKey"),
     images=("images", "decoded_image", "image", "image_path", "image_paths", "imagename",
             "file_name"),
     expert=("expert", "solution", "rationale"),
     options=("options", "choices"),
     id=("id", "qid", "pid", "uid", "unique_id"))
+TALKS = ("conversations", "messages")    # a question, and what is answered
 TAGS = (    # columns that become tags, for breakdowns
     "category", "source", "data_source", "subject", "level", "difficulty", "family")
 READINGS = (    # what a number beside choices is; in a map, they name the answer's column
@@ -125,7 +126,9 @@ def detect(
     fields |= map
     fields["answer"] = next((map[r] for r in READINGS if map.get(r)), fields["answer"])
 
-    # TRL's solution: what it concludes is the answer
+    # What a solution, or an assistant, concludes is the answer
+    if fields["question"] in TALKS and not fields["expert"]:
+        fields["expert"] = fields["question"]
     if not fields["answer"]:
         fields["answer"] = fields["expert"]
     for field in ("question", "answer"):

@@ -6,6 +6,7 @@
 __all__ = []
 
 # %% ../../nbs/data/golds.ipynb #d4a77003
+import math
 import re
 from typing import NamedTuple, Optional
 
@@ -35,6 +36,8 @@ def refuse_choices(texts, labels):
         raise Unusable("bad options", "they are not texts")
     if any(text is None or not str(text).strip() for text in texts):
         raise Unusable("bad options", "one of them is empty")
+    if not all(math.isfinite(text) for text in texts if isinstance(text, float)):
+        raise Unusable("bad options", "one of them is no number")
     if labels is not None and (not isinstance(labels, list) or len(labels) != len(texts)):
         raise Unusable("bad options", "their labels are not as many as they are")
 

@@ -7,6 +7,7 @@ __all__ = []
 
 # %% ../../nbs/data/json_files.ipynb #d4a71003
 import json
+import math
 from pathlib import Path
 from typing import NamedTuple, Optional
 
@@ -101,9 +102,10 @@ def json_column(values):
     "Return values and feature of a column of parsed JSON, without a change that cannot be undone."
     import datasets
     import pyarrow as pa
-    # Texts and numbers: text as written
+    # Texts and numbers: text as written, but for a number that is beyond all
     kinds = {type(value) for value in values if value is not None}
-    if len(kinds) > 1 and kinds <= {str, int, float, bool}:
+    has_infinite = any(value in (math.inf, -math.inf) for value in values)
+    if len(kinds) > 1 and kinds <= {str, int, float, bool} and not has_infinite:
         texts = [value if value is None or isinstance(value, str) else json.dumps(value)
                  for value in values]
         return texts, datasets.Value("string")

@@ -10,6 +10,9 @@ import ast
 import json
 import math
 import re
+from typing import NamedTuple, Optional
+
+from ..verify.sentence import is_doubtful
 
 # %% ../../nbs/data/texts.ipynb #d4a76005
 class Unusable(ValueError):
@@ -38,26 +41,49 @@ def spelled(value):
     return value
 
 # %% ../../nbs/data/texts.ipynb #8cc5c3c8
-def question_of(value):
-    "Return the text of a question, or of a conversation's one turn with `<image>` for pictures."
-    if isinstance(value, str):
-        return value.strip()
-    if not isinstance(value, (list, tuple)) or not all(isinstance(m, dict) for m in value):
-        raise Unusable("no question", f"it is {type(value).__name__}, not a text or messages")
+SPEAKERS = {"human": "user", "gpt": "assistant", "model": "assistant"}
 
-    # One turn of a user, a system message apart
-    turns = [message for message in value if message.get("role") != "system"]
-    roles = [turn.get("role") for turn in turns]
-    if roles != ["user"]:
-        said = ", ".join(str(role) for role in roles) or "(none)"
-        raise Unusable("no question", f"its turns are {said}, not one of a user")
-    content = turns[0].get("content")
-    if isinstance(content, str):
-        return content.strip()
-    parts = [part for part in content or () if isinstance(part, dict)]
-    texts = ["<image>" if part.get("type") == "image" else str(part.get("text") or "")
+class Turn(NamedTuple):
+    "What one speaker says in a conversation."
+    role: Optional[str]    # "system", "user", "assistant", another, or None if nothing is told
+    text: str
+
+def turn_text(content):
+    "Return the text of a turn, `<image>` for each picture in it."
+    if not isinstance(content, (list, tuple)):
+        return str(content or "").strip()
+    parts = [part for part in content if isinstance(part, dict)]
+    texts = ["<image>" if str(part.get("type")).startswith("image") else str(part.get("text") or "")
              for part in parts]
     return "".join(texts).strip()
+
+def turns_of(value):
+    "Return the turns of a conversation without system messages; None for everything else."
+    value = spelled(value)
+    if not isinstance(value, (list, tuple)) or not value:
+        return None
+    if not all(isinstance(turn, dict) for turn in value):
+        return None
+    turns = []
+    for turn in value:
+        role = turn.get("role") or turn.get("from")
+        text = turn_text(turn.get("content") or turn.get("value"))
+        turns.append(Turn(SPEAKERS.get(role, role) if isinstance(role, str) else None, text))
+    return [turn for turn in turns if turn.role != "system"]
+
+# %% ../../nbs/data/texts.ipynb #8c5c4151
+def question_of(value):
+    "Return the text of a question, or of the turn of a conversation that asks it."
+    turns = turns_of(value)
+    if turns is None:
+        if isinstance(value, str):
+            return value.strip()
+        raise Unusable("no question", f"it is {type(value).__name__}, not a text or messages")
+    roles = [turn.role for turn in turns]
+    if roles not in (["user"], ["user", "assistant"]):
+        said = ", ".join(str(role) for role in roles) or "(none)"
+        raise Unusable("no question", f"its turns are {said}, not one of a user")
+    return turns[0].text
 
 # %% ../../nbs/data/texts.ipynb #25aeb996
 def boxes(text):
@@ -80,9 +106,30 @@ def boxes(text):
         start = text.find("\\boxed{", end)
     return found
 
+# %% ../../nbs/data/texts.ipynb #f2bc6039
+SAYS = re.compile(r"(?i)(?:\b(?:answer|option|choice)\s*(?:(?:is|are)\b[:：]?|[:：=])|"
+                  r"答案(?:[是为]?[:：]|[是为])|故选[:：]?)\s*(?:option|choice)?\s*(.+)")
+VALUE = re.compile(r"(?i)[\d\\$]|(?<!\w)\(?[A-J]\)?(?!\w)|^(?:yes|no|true|false)$")
+HOPE = re.compile(r"\s*I hope (?:it|this) is correct\.?\s*$")
+
+def words_of(text):
+    "Return the words of a text, commands of LaTeX apart."
+    return re.findall(r"(?<![\\A-Za-z])[A-Za-z]{2,}", text)
+
+def stated(text):
+    "Return the values that lines of a text say are the answer, if its last line does; else []."
+    lines = [line for line in HOPE.sub("", text).splitlines() if line.strip()]
+    said = [SAYS.search(line) for line in lines]
+    if not lines or not said[-1]:
+        return []
+    values = [found[1].strip().rstrip(".。．").strip("* ") for found in said if found]
+    short = len(values[-1]) <= 60 and len(words_of(values[-1])) <= 3
+    is_value = short and VALUE.search(values[-1]) and not is_doubtful(values[-1])
+    return values if is_value else []
+
 # %% ../../nbs/data/texts.ipynb #84222dc1
 def conclusions(text):
-    "Return what a text ends in: all its `<answer>`s, else its boxes, else a last line of `####`."
+    "Return what a text ends in: its `<answer>`s, else boxes, else a `####`, else what it states."
     tags = [tag.strip() for tag in re.findall(r"<answer>(.*?)</answer>", text, re.S)]
     if tags:
         ends = []
@@ -94,7 +141,9 @@ def conclusions(text):
         return contents
     # GSM8K ends in one such line; several are the headings of a text
     line = re.search(r"####[ \t]*([^\n#]+)$", text.strip())
-    return [line[1].strip()] if line and text.count("####") == 1 else []
+    if line and text.count("####") == 1:
+        return [line[1].strip()]
+    return stated(text)
 
 def conclusion(text):
     "Return the last of what a worked text ends in; None if it ends in nothing."
@@ -107,10 +156,6 @@ def without_marks(text):
 # %% ../../nbs/data/texts.ipynb #86db3890
 WORK = re.compile(r"(?i)\b(?:so|since|then|thus|hence|let|we|because|therefore|is|are|gives?)\b"
                   r"|\\(?:Right|Longright)arrow|\\(?:implies|therefore|iff)\b|[⇒→∴]|\n")
-
-def words_of(text):
-    "Return the words of a text, commands of LaTeX apart."
-    return re.findall(r"(?<![\\A-Za-z])[A-Za-z]{2,}", text)
 
 def is_bare(text):
     "Return whether a solution is only its answer: `24`, `24 cm`, `x = 4`, but no step of work."
@@ -125,7 +170,7 @@ LONGEST_ANSWER = 200    # characters: beyond, a text is no short answer
 
 def refuse_long(text, worked):
     "Raise `Unusable` for a text that is no short answer."
-    said = "and no <answer>, \\boxed or #### ends it"
+    said = "and no <answer>, \\boxed, #### or \"the answer is\" ends it"
     if len(text) > LONGEST_ANSWER:
         raise Unusable("no answer", f"{len(text)} characters are no short answer, {said}")
     is_work = worked and not is_bare(text)
@@ -140,8 +185,11 @@ def answer_text(value):
         value = value[0]
     if is_missing(value):
         raise Unusable("no answer")
-    if isinstance(value, float) and value == int(value) and abs(value) < 1e15:
-        value = int(value)
+    if isinstance(value, float):
+        if math.isinf(value):
+            raise Unusable("no answer", "it is infinite")
+        if value.is_integer() and abs(value) < 1e15:
+            value = int(value)
     if not isinstance(value, (str, int, float)):
         raise Unusable("no answer", f"it is {type(value).__name__}, not a text or number")
     text = str(value).strip()
@@ -161,6 +209,8 @@ def answer_of(
     choices=None,    # of the row
 ):
     "Return the ground truth as a text; raise `Unusable` if there is none, or more than one."
+    if turns_of(value) is not None:
+        value, worked = expert_of(value), True
     text = answer_text(value)
     # A long or worked text is its conclusion; so is a text that is one box
     ends = conclusions(text)
@@ -178,10 +228,14 @@ def answer_of(
 # %% ../../nbs/data/texts.ipynb #6af27da9
 def expert_of(value):
     "Return an expert's response as a text, or None."
-    if isinstance(value, (list, tuple)):
-        first = value[0] if value else None
-        turns = (turn for turn in value if isinstance(turn, dict))
-        value = next((turn for turn in turns if turn.get("role") == "assistant"), first)
+    turns = turns_of(value)
+    if turns is not None:
+        # One that says nothing of roles has the expert first
+        said = [turn.text for turn in turns if turn.role == "assistant"]
+        said += [turn.text for turn in turns[:1] if turn.role is None]
+        value = next(iter(said), None)
+    elif isinstance(value, (list, tuple)):
+        value = next(iter(value), None)
     if isinstance(value, dict):
         value = value.get("content")
     if is_missing(value):
