@@ -1,6 +1,6 @@
 """The tools that make the README and the site, on small inputs; the site itself when it has been
 built."""
-import json, re, shutil, sys
+import base64, hashlib, io, json, re, shutil, sys, tarfile
 from pathlib import Path
 import pytest
 
@@ -213,3 +213,48 @@ BUILT = (ROOT/"_docs/index.html").exists()
 @pytest.mark.skipif(not BUILT, reason="the site is not built: make docs")
 def test_the_built_site_has_no_broken_link():
     assert list(build_docs.broken_links(ROOT/"_docs")) == []
+
+
+def archive(path, *members):
+    "Write an archive of (name, text) or (name, None, where a link leads); return its SHA-512."
+    with tarfile.open(path, "w:gz") as file:
+        for name, text, *link in members:
+            info = tarfile.TarInfo(name)
+            if link:
+                info.type, info.linkname = tarfile.SYMTYPE, link[0]
+            else:
+                info.size = len(text)
+            file.addfile(info, None if link else io.BytesIO(text.encode()))
+    return base64.b64encode(hashlib.sha512(path.read_bytes()).digest()).decode()
+
+
+def test_only_the_expected_archive_is_unpacked(tmp_path):
+    file = tmp_path/"a.tgz"
+    known = archive(file, ("package/x.js", "1"))
+    build_docs.unpack(file, known, tmp_path)
+    assert (tmp_path/"package/x.js").read_text() == "1"
+    archive(file, ("package/x.js", "2"))
+    with pytest.raises(SystemExit, match="is not the archive that is expected"):
+        build_docs.unpack(file, known, tmp_path)
+    assert (tmp_path/"package/x.js").read_text() == "1" and not file.exists()
+
+
+@pytest.mark.parametrize("members", [
+    [("../out.js", "1")],
+    [("link", None, "/etc"), ("link/out.js", "1")],
+    [("package/link", None, "../../out")]])
+def test_no_archive_writes_outside_its_folder(members, tmp_path):
+    folder = tmp_path/"in"
+    folder.mkdir()
+    sha512 = archive(folder/"a.tgz", *members)
+    with pytest.raises(tarfile.FilterError):
+        build_docs.unpack(folder/"a.tgz", sha512, folder)
+    assert not list(tmp_path.rglob("out*"))
+
+
+@pytest.mark.parametrize("path", sorted((ROOT/".github").rglob("*.yml")), ids=lambda p: p.name)
+def test_actions_are_named_by_the_commit_that_was_read(path):
+    used = re.findall(r"uses: (\S+)", path.read_text(encoding="utf-8"))
+    assert used
+    for action in used:
+        assert re.fullmatch(r"[\w-]+/[\w-]+@[0-9a-f]{40}", action), f"{action} may be moved"

@@ -4,6 +4,7 @@ import json
 import math
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -636,3 +637,14 @@ def test_the_report_filters_in_a_browser(policy, tmp_path):
         assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
         assert all(url.startswith(("file:", "data:")) for url in asked)
         browser.close()
+
+
+@pytest.mark.parametrize("text", [
+    "<img src=x onerror=alert(1)>", "[here](javascript:alert(1))", "![x](http://a.b/c.png)",
+    "<!-- <script>", "a | b", "`code`", "**strong**", "line\nbreak", "[a]: javascript:x"])
+def test_a_text_of_anybodys_is_only_text_in_a_table(text):
+    from calibrl.eval.tables import to_markdown
+    shown = to_markdown([{text: text}])
+    assert len(shown.splitlines()) == 3 and "<" not in shown
+    assert not re.search(r"(?<!\\)[\[\]`*]", shown)
+    assert all(len(re.findall(r"(?<!\\)\|", line)) == 2 for line in shown.splitlines())

@@ -129,7 +129,8 @@ def test_a_solution_is_reduced_to_what_it_says_is_its_answer(solution, answer):
 
 @pytest.mark.parametrize("solution", [
     LONG, "The answer is 4 or 5.", "The answer is not 4.", "The answer is clear.",
-    "The answer is 4.\nWait, we must check that.", "The answer is in the table of 12 rows above it.",
+    "The answer is 4.\nWait, we must check that.",
+    "The answer is in the table of 12 rows above it.",
     "The answer is 3.\nNo: twice as much.\nThe answer is 6."])
 def test_a_solution_that_does_not_say_one_answer_is_refused(solution):
     good = {"problem": "How much?", "solution": "The answer is 24."}

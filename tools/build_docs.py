@@ -6,7 +6,7 @@ Between and after them this script mends what would keep a reader offline or los
 why. Then every link is checked. KaTeX, for the formulas, comes from npm once (kept in build/), or
 from a folder named by KATEX_DIR.
 """
-import html, json, os, re, shutil, subprocess, sys, tarfile
+import base64, hashlib, html, json, os, re, shutil, subprocess, sys, tarfile
 from pathlib import Path
 from urllib.parse import unquote
 
@@ -14,6 +14,9 @@ ROOT = Path(__file__).resolve().parent.parent
 STAGE = ROOT/"build/docs-nbs"
 KATEX = ROOT/"build/katex"
 KATEX_VERSION = "0.16.22"
+# Of that version's archive, as the registry publishes it (npm view katex@VERSION dist.integrity)
+KATEX_SHA512 = ("XCHRdUw4lf3SKBaJe4EvgqIuWwkPSo9XoeO8GjQW94Bp"
+                "7TWv9hNhzZjZ+OH9yf1UmLygb7DIT5GSFQiyt16zYg==")
 
 
 def page_of(notebook, root):
@@ -188,9 +191,19 @@ def fetch_katex():
     if done.returncode:
         why = done.stderr.strip()[-300:]
         sys.exit(f"build_docs: npm could not fetch {package}: {why}")
-    with tarfile.open(KATEX/f"katex-{KATEX_VERSION}.tgz") as archive:
-        archive.extractall(KATEX)
+    unpack(KATEX/f"katex-{KATEX_VERSION}.tgz", KATEX_SHA512, KATEX)
     return dist
+
+
+def unpack(file, sha512, folder):
+    "Unpack an archive into a folder, once it is known to be the right one."
+    found = base64.b64encode(hashlib.sha512(file.read_bytes()).digest()).decode()
+    if found != sha512:
+        file.unlink()
+        sys.exit(f"build_docs: {file.name} is not the archive that is expected: its SHA-512 is"
+                 f" {found}; it was removed, try again")
+    with tarfile.open(file) as archive:
+        archive.extractall(folder, filter="data")    # no path, link or right leads out of it
 
 
 def edit(path, *changes):

@@ -16,8 +16,8 @@ from typing import NamedTuple
 from calibrl.eval.answers import jsonl_line
 from calibrl.eval.lmms import from_lmms, to_lmms
 from calibrl.eval.stats import paired
-from calibrl.eval.tables import (benchmark_metrics, breakdowns, by_benchmark, columns, published,
-                                 rules_used, shown, to_csv, to_markdown, usable)
+from calibrl.eval.tables import (as_markdown, benchmark_metrics, breakdowns, by_benchmark, columns,
+                                 published, rules_used, shown, to_csv, to_markdown, usable)
 
 # %% ../../nbs/eval/report.ipynb #5ea2b5f3
 def verdict(row:dict)->str:
@@ -215,12 +215,12 @@ def report_markdown(rows:list, title:str, versus:dict)->str:
     "Return the tables of an evaluation as Markdown."
     names = list(by_benchmark(rows))
     rules = to_markdown(rules_used(rows)) if usable(rows) else "nothing"
-    parts = [f"# {title}", conditions(rows), to_markdown(benchmark_metrics(rows)), "## Scored by",
-             rules]
+    parts = [f"# {as_markdown(title)}", conditions(rows), to_markdown(benchmark_metrics(rows)),
+             "## Scored by", rules]
     if versus:
         parts += ["## Against the other run", to_markdown(comparison_table(versus))]
     for heading, table in breakdowns(rows).items():
-        parts += [f"## {heading}", to_markdown(table)]
+        parts += [f"## {as_markdown(heading)}", to_markdown(table)]
     if known := published(names):
         parts += ["## Published by others, not measured here", to_markdown(known)]
     return "\n\n".join(parts) + "\n"

@@ -104,10 +104,16 @@ def shown(value)->str:
         return ""
     return f"{100*value:.1f}%" if isinstance(value, float) else str(value)
 
+ACTIVE = {sign: f"\\{sign}" for sign in "\\`*[]|"} | {"&": "&amp;", "<": "&lt;", ">": "&gt;"}
+
+def as_markdown(text:str)->str:
+    "Return a text of anybody's, a subject or a model's name, as Markdown that shows just it."
+    return " ".join(text.translate(str.maketrans(ACTIVE)).split())
+
 def to_markdown(table:list)->str:
-    "Return a table as Markdown."
+    "Return a table as Markdown; nothing in it becomes a link or HTML."
     def cell(value):
-        return shown(value).replace("|", "\\|").replace("\n", " ")
+        return as_markdown(shown(value))
 
     names = columns(table)
     lines = [names] + [[line.get(name) for name in names] for line in table]
