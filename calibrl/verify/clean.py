@@ -6,7 +6,7 @@
 from __future__ import annotations
 import re
 from .characters import one_spelling
-from .latex import latex
+from .latex import GOES_ON, joined_lines, latex
 
 # %% auto #0
 __all__ = []
@@ -44,18 +44,38 @@ def peel(text):
 # %% ../../nbs/verify/clean.ipynb #aac1f6a2
 LETTER_LINE = re.compile(r"\(?([A-Z])\)?[.,]?")
 LETTER_FIRST = re.compile(r"(^\s*|: ?)\(?([A-Z])\)?[.:)]?\s*\n\s*(?![=<>+*/(-])")
+BULLET = re.compile(r"[-*•] +")
+PART_LINE = re.compile("|".join([ # how a line of one part begins
+    r"[\s$]*(?:\\[(\[])?\s*([A-Za-z](?:_?\w|_\{\w+\})?)\s*=", # x = 3
+    r"\(?(?:[a-h]|\d|i{1,3}|iv|v)\)\s", # (a) 5
+    r"\**[A-Za-z][\w '()-]{1,40}:"])) # Area: 24
+
+def joined_parts(lines):
+    "Return lines of one part each as a list; None for any others."
+    parts = [PART_LINE.match(line) for line in lines]
+    if None in parts[:1] or not all(part or GOES_ON.match(line)
+            for part, line in zip(parts, lines, strict=True)):
+        return None
+    names = [part[1] if part else None for part in parts]
+    for k in range(1, len(lines)):
+        if names[k] and names[k] == names[k-1]:
+            lines[k] = "=" + lines[k].partition("=")[2]
+    return joined_lines(lines)
 
 def join_lines(text):
-    "Return letters one a line as `C, D`; a letter, then its text on the next line, as `C) text`."
-    lines = [line.strip() for line in text.split("\n") if line.strip()]
+    "Return letters or parts one a line as a list; `D`, then its text, as `D) text`."
+    lines = [BULLET.sub("", line.strip(), count=1) for line in text.split("\n") if line.strip()]
     letters = [LETTER_LINE.fullmatch(line) for line in lines]
     if len(letters) > 1 and all(letters):
         return ", ".join(letter[1] for letter in letters)
-    return LETTER_FIRST.sub(r"\1\2) ", text, count=1)
+    joined = joined_parts(lines) if len(lines) > 1 else None
+    return joined or LETTER_FIRST.sub(r"\1\2) ", text, count=1)
 
 # %% ../../nbs/verify/clean.ipynb #f96c42a3
 HALF_DAY = re.compile(r"\b([AaPp])\. ?[Mm]\b\.?")
 ANGLE = re.compile(r"(?:\bm )?∠ ?")
+REMAINDER = re.compile(
+    r"(?<=\d) ?(?:(?:with )?(?:a )?remainder(?: of)?|(?:with )?[Rr]) ?(?=\d+$)")
 ABBREVIATED = re.compile(r"\b(sq|cu|approx)\.")
 
 def common_words(text):
@@ -64,6 +84,8 @@ def common_words(text):
         text = HALF_DAY.sub(r"\1m", text)
     if "∠" in text:
         text = ANGLE.sub("∠", text.replace("m∠", "∠"))
+    if text[-1:].isdigit():
+        text = REMAINDER.sub(" remainder ", text)
     return ABBREVIATED.sub(r"\1", text).replace("per cent", "percent")
 
 # %% ../../nbs/verify/clean.ipynb #3eb1e86a

@@ -8,6 +8,7 @@ from .choices import judge_choice
 from .clean import MAX_CHARS, clean
 from .free import judge_free
 from .judge import judge_text
+from .lines import answer_lines
 from .sandbox import ask_judge
 from .truth import MAX_TRUTH
 
@@ -30,7 +31,7 @@ def decide(
 )->tuple: # (correct, how)
     "Return the verdict on an answer and the tier and rule that decided."
     truth = clean(answer, MAX_TRUTH)
-    response = clean(text, max(MAX_CHARS, 2 * len(answer)))
+    response = clean(answer_lines(text), max(MAX_CHARS, 2 * len(answer)))
     if response == "":
         return False, "rules: empty"
     if response is None:

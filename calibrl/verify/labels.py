@@ -5,25 +5,37 @@
 # %% ../../nbs/verify/labels.ipynb #29385dea
 from __future__ import annotations
 import re
-from .forms import List, Set, Tuple, Union, Value
+from .forms import Label, List, Set, Tuple, Union, Value
 from .numbers import MATHS_ERRORS
 from .parse import read_form
 from .same import same, same_in_order
-from .tokens import CLOSE, OPEN
+from .spelled import in_signs
+from .tokens import CLOSE, FUNCTIONS, OPEN
 from .words import phrase
 
 # %% auto #0
 __all__ = []
 
 # %% ../../nbs/verify/labels.ipynb #4d81b6f0
-LABEL = re.compile(
-    r"\s*(?:the )?([A-Za-z][A-Za-z' -]*[A-Za-z])\s*(?::|=|\b(?:is|are)\b)\s*(?=\S)", re.I)
+NAME = (r"[A-Za-z\u4e00-\u9fff]"
+    r"(?:[A-Za-z\u4e00-\u9fff' -]{0,60}?[A-Za-z\u4e00-\u9fff])??")
+LABEL = re.compile(rf"\s*(?:the )?({NAME})(?:\s*(?::|=|\b(?:is|are|has|have)\b)\s*(?=\S)|"
+    r"(?: (?:of|at|on|in))?(?: ?(?=[\d(\[❴√π\\＄.])| (?=-\d)))", re.I)
+NO_NAME = FUNCTIONS | {"so", "thus", "then", "therefore", "hence", "not", "and"}
 SEPARATOR = re.compile(r"[,;]?\s*\band\b|[,;]|[(\[{❴〈]|[)\]}❵〉]")
+
+def name_in(label):
+    "Return the name in the match of a label, None if it is none."
+    words = label[1].split()
+    if NO_NAME.intersection((words[0].lower(), words[-1].lower())):
+        return None
+    is_name = any(len(word) > 2 or not word.isascii() for word in words)
+    return " ".join(words) if is_name else None
 
 def label_at(text, start=0):
     "Return the match of a label at a place of a text, None if there is none."
     found = LABEL.match(text, start)
-    return found if found and any(len(word) > 2 for word in found[1].split()) else None
+    return found if found and name_in(found) else None
 
 # %% ../../nbs/verify/labels.ipynb #cc9d6082
 def part_spans(text):
@@ -39,31 +51,77 @@ def part_spans(text):
             starts.append(mark.end())
     return list(zip(starts, [*ends, len(text)], strict=True))
 
+ITEM = re.compile(r"(?:^|(?<=[\s,;]))(?:part |question )?\(?([a-h]|\d|i{1,3}|iv|v)\)[.:]?\s+(?=\S)",
+    re.I)
+NUMBERED = ("abcdefgh", "12345678", ("i", "ii", "iii", "iv", "v"))
+
+def numbered_parts(text):
+    "Return the (number, value) texts of `(a) 5 (b) 7`; [] where it is not numbered so."
+    marks = list(ITEM.finditer(text))
+    numbers = [mark[1].lower() for mark in marks]
+    is_row = any(numbers == list(row[:len(numbers)]) for row in NUMBERED)
+    if len(marks) < 2 or marks[0].start() or not is_row:
+        return []
+    ends = [mark.start() for mark in marks[1:]] + [len(text)]
+    values = [text[mark.end():end].strip(" ,;") for mark, end in zip(marks, ends, strict=True)]
+    return list(zip(numbers, values, strict=True))
+
 # %% ../../nbs/verify/labels.ipynb #6889e05d
-def labelled(text):
-    "Return ((label, form), ...) of a text with two or more labelled values, else None."
+def named_parts(text):
+    "Return the (name, value) texts of a text with labels; [] where one part has none."
     spans = part_spans(text)
     labels = [label_at(text, start) for start, _ in spans]
     if len(spans) < 2 or not all(labels):
-        return None
+        return []
+    names = [name_in(label) for label in labels]
+    ends = [end for _, end in spans]
+    return [(name, text[label.end():end])
+        for name, label, end in zip(names, labels, ends, strict=True)]
 
-    # a value reaches from its label to the next separator
-    values = [text[label.end():end] for label, (_, end) in zip(labels, spans, strict=True)]
-    names = [tuple(phrase(label[1])) for label in labels]
+WORD = re.compile("(?!inf)[A-Za-z]{3,}") # yes is no product of letters
+
+def value_of(text):
+    "Return the form of a value; words where the grammar cannot read it."
+    text = in_signs(text.strip())
+    if WORD.fullmatch(text):
+        return Label(" ".join(phrase(text)))
     try:
-        forms = [read_form(value) for value in values]
+        return read_form(text)
     except MATHS_ERRORS:
-        return None
+        return Label(" ".join(phrase(text)))
+
+def labelled(text):
+    "Return ((label, form), ...) of a text with two or more labelled values, else None."
+    parts = numbered_parts(text) or named_parts(text)
+    names = [tuple(phrase(name)) for name, _ in parts]
+    forms = [value_of(value) for _, value in parts]
+    has_values = any(not isinstance(form, Label) for form in forms)
     is_unique = len(set(names)) == len(names)
-    return tuple(zip(names, forms, strict=True)) if is_unique else None
+    return tuple(zip(names, forms, strict=True)) if has_values and is_unique else None
 
 # %% ../../nbs/verify/labels.ipynb #d5c8a371
+def own_label(name, names):
+    "Return the one of some labels that means a name: equal, or alone in saying more or less."
+    if name in names:
+        return name
+    words = set(name)
+    near = [other for other in names if words < set(other) or words > set(other)]
+    return near[0] if len(near) == 1 else None
+
+def same_part(value, said):
+    "Return whether a part says a value: as words, or as a form."
+    if isinstance(value, Label) or isinstance(said, Label):
+        return value == said
+    return bool(same(value, said))
+
 def same_labels(truth, found):
     "Return whether two texts with labels give every label the same value."
     found = dict(found)
-    if len(found) != len(truth):
+    own = [own_label(name, found) for name, _ in truth]
+    if len(found) != len(truth) or None in own or len(set(own)) < len(own):
         return False
-    return all(label in found and same(value, found[label]) for label, value in truth)
+    values = [value for _, value in truth]
+    return all(same_part(value, found[name]) for value, name in zip(values, own, strict=True))
 
 def same_values(truth, listed):
     "Return whether a list gives the values of the labels alone, in their order."

@@ -87,16 +87,39 @@ def rows_of(match):
     return in_brackets(chain(*rows) if is_vector else map(in_brackets, rows))
 
 # %% ../../nbs/verify/latex.ipynb #8090a7bf
-LINES = re.compile(r"\\(?:begin|end)\{(?:align|aligned|equation|gather|gathered|split)\*?\}")
+SIGN = r"(?:[=<>≤≥≈]|\\(?:leq?|geq?|approx|lt|gt)\b)"
+LINES = re.compile(r"(?:\\left ?)?(?:\\\{ ?|\\\. ?)?\\begin\{(cases|array|gathered|gather|split|"
+    r"equation|eqnarray|align(?:ed|edat|at)?)\*?\}(?:\[\w\])?(?: ?\{[^{}]*\})?"
+    r"((?:(?!\\begin|\\end).)*)\\end\{\1\*?\}(?: ?\\right ?(?:\.|\\\}))?", re.S)
+GOES_ON = re.compile(rf"\s*{SIGN}")
+ALIGNED = re.compile(rf"\s*&\s*(?={SIGN})|(?<=[=<>])\s*&\s*|^\s*&|&\s*$")
+BEFORE_MATRIX = ("[", "(", "|")
+
+def joined_lines(lines):
+    "Return lines as one: commas between them, none before one that goes on with a sign."
+    text = lines[0]
+    for line in lines[1:]:
+        text = text.rstrip(" ,;.") + (" " if GOES_ON.match(line) else ", ") + line
+    return text
+
+def lines_of(match):
+    "Return an environment of lines as a list, unless it has columns that mean something."
+    lines = [ALIGNED.sub(" ", line.strip()).strip() for line in match[2].split("\\\\")]
+    lines = [line for line in lines if line]
+    has_columns = any("&" in line for line in lines) and not match[1].startswith("align")
+    is_matrix = match.string[:match.start()].rstrip().endswith(BEFORE_MATRIX)
+    if has_columns or is_matrix or not lines:
+        return match[0]
+    return f" {joined_lines(lines)} ".replace("&", "")
+
 THOUSANDS = re.compile(r"(?<=\d),\\! ?(?=\d{3}(?!\d))") # 11,\! 111
 
 def without_environments(text):
     "Return a text with matrices as tuples and no environment of lines."
+    if "\\begin" in text:
+        text = LINES.sub(lines_of, text)
     text = ARRAY.sub(r"\\begin{pmatrix}\1\\end{pmatrix}", THOUSANDS.sub("{,}", text))
-    text = MATRIX.sub(rows_of, text)
-    if LINES.search(text):
-        text = LINES.sub(" ", text).replace("&", "")
-    return text
+    return MATRIX.sub(rows_of, text)
 
 # %% ../../nbs/verify/latex.ipynb #fd54b556
 LAYOUT = {

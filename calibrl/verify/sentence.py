@@ -14,7 +14,7 @@ __all__ = []
 # %% ../../nbs/verify/sentence.ipynb #f0bb3158
 HEDGES = set("""or either maybe perhaps possibly probably might could not neither nor between unsure
     guess except unless instead versus vs cannot wait actually correction oops sorry wrong incorrect
-    unknown lambda return print else def assert""".split())
+    unknown unlikely doubt previous lambda return print else def assert""".split())
 DOUBTS = HEDGES | set("no but rather however although".split()) # second thoughts, too
 WORD = re.compile(r"[^\W\d_]+(?:'t)?")
 
@@ -69,11 +69,13 @@ GIVEN = re.compile(r"(?:since|because|given|as|if|when|with|for|using|by|from)\b
 # %% ../../nbs/verify/sentence.ipynb #8ae9f15c
 SEVERAL_VALUES = re.compile(r"[\d,;]|\band\b")
 
+ANSWERED = re.compile(r"(?:first |[^\w ])*-?\d.*\b(?:answer|ans|result|solution)\b", re.I)
+
 def may_precede(text):
     "Return whether a text may stand before the answer of a sentence: no answer, no doubt in it."
     if is_doubtful(text, DOUBTS):
         return False
-    if any(char in text for char in ";?!") or ". " in text:
+    if any(char in text for char in ";?!") or ". " in text or ANSWERED.match(text):
         return False
     if not any(char.isalpha() for char in text):
         return False
@@ -121,6 +123,11 @@ def without_reason(text):
     return text
 
 # %% ../../nbs/verify/sentence.ipynb #d839429d
+def is_given(clause):
+    "Return whether a clause has no value, or one that it is said of: `AB = 3`, `with side 3`."
+    has_value = any(char.isdigit() for char in clause)
+    return not has_value or bool(VERB.search(clause) or GIVEN.match(clause))
+
 def after_clauses(text):
     "Return what stands behind a conclusion's `so` and behind an introduction."
     turns = [*CONCLUSION.finditer(text)][-1:]
@@ -129,7 +136,7 @@ def after_clauses(text):
         turns.append(introduction)
     before = [text[:turn.start()] or turn[0] for turn in turns]
     return [without_lead(text[turn.end():]) for turn, said in zip(turns, before, strict=True)
-        if not is_doubtful(said, DOUBTS)]
+        if is_given(said) and not is_doubtful(said, DOUBTS)]
 
 # %% ../../nbs/verify/sentence.ipynb #9dbcb339
 def after_verbs(text):

@@ -20,28 +20,38 @@ __all__ = []
 
 # %% ../../nbs/verify/truth.ipynb #f8240d9b
 ENDING = re.compile(r"(?:\s*(?:\b(?:is|are|equals|equal to|was|were|gives)|[:=]))+\s*$")
-TOLD = re.compile(r"\b(?:answer|result|solution)$|, (?:so|thus|then|therefore|hence)$", re.I)
+TOLD = re.compile(
+    r"\b(?:answer|result|solution)$|, (?:so|thus|then|therefore|hence)\b[^\d,;=]*$", re.I)
 ABOUT = re.compile(r"\b(?:of|from|between|with|in|if|for|when|since|because|given|by|at)\b", re.I)
 CONJUNCTION = re.compile(r"[,;]|\band\b|\bor\b")
 NUMBER_OR_BRACKET = re.compile(r"[\d(\[❴]")
 
-def is_without_value(front):
+def is_without_value(before):
     "Return whether what stands before a value holds none itself."
+    front = ENDING.sub("", before)
     if TOLD.search(front):
         return True
     # another verb or label has a value of its own
     if VERB.search(front) or NAMED.search(front + " "):
         return False
     # and so has a number that is not a given one
-    several = CONJUNCTION.search(front) and NUMBER_OR_BRACKET.search(front)
-    return not several or bool(ABOUT.search(front))
+    if not CONJUNCTION.search(front) or not NUMBER_OR_BRACKET.search(front):
+        return True
+    return front != before and bool(ABOUT.search(front))
 
 # %% ../../nbs/verify/truth.ipynb #fab4d34c
+BECAUSE = re.compile(r"[,.;]? \(?(?:because|since) ", re.I)
+
+def is_without_second(behind):
+    "Return whether what stands behind a value holds no second one."
+    return bool(BECAUSE.match(behind)) or not NUMBER_OR_BRACKET.search(behind)
+
 def cores(text):
-    "Yield the readings of a truth: only words without a value leave its front."
+    "Yield the readings of a truth: only words without a value leave its front and its end."
     for core in candidates(text):
-        front = ENDING.sub("", text[:max(text.rfind(core), 0)].strip())
-        if is_without_value(front):
+        start = max(text.rfind(core), 0)
+        behind = text[start + len(core):]
+        if is_without_value(text[:start].strip()) and is_without_second(behind):
             yield core
 
 # %% ../../nbs/verify/truth.ipynb #d31b7813

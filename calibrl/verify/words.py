@@ -15,6 +15,7 @@ SIGN_WORDS = {"∠": " angle ", "△": " triangle ", "∥": " parallel ", "⊥":
     "≅": " congruent ", "∼": " similar ", "∅": " none "}
 NOUNS = set("""triangle quadrilateral polygon angle line shape figure color colour sign number
     function side""".split())
+YES_NO = {"yes": True, "no": False, "true": True, "false": False}
 FILLERS = ("a", "an", "the", "is", "are", "to", "it", "they")
 NONE_WORDS = ["no solutions", "none", "empty set", "no real solution", "no real solutions"]
 SYNONYMS = {
@@ -69,15 +70,19 @@ def same_words(truth, response):
 # %% ../../nbs/verify/words.ipynb #412c71d2
 SEPARATOR = re.compile(r"\s*(?:,\s*and\b|[,;&]|\band\b)\s*")
 
+def is_answer_sheet(phrases):
+    "Return whether phrases answer yes or no to one question after the other."
+    return all(" ".join(words) in YES_NO for words in phrases)
+
 def same_word_list(truth, response):
     "Return whether two lists hold the same phrases: `red, blue` and `blue and red`."
     items = [SEPARATOR.split(text.strip("{}❴❵[]")) for text in (truth, response)]
     if not len(items[0]) == len(items[1]) > 1:
         return False
-    return sorted(map(phrase, items[0])) == sorted(map(phrase, items[1]))
+    truth, response = (list(map(phrase, some)) for some in items)
+    return truth == response or not is_answer_sheet(truth) and sorted(truth) == sorted(response)
 
 # %% ../../nbs/verify/words.ipynb #a63733f5
-YES_NO = {"yes": True, "no": False, "true": True, "false": False}
 YES_NO_FIRST = re.compile(
     r"['\"]?(yes|no|true|false)['\"]?(?=$|[,.;:!]| because| since| it )")
 SECOND_THOUGHTS = {"or", "but", "maybe", "however", "perhaps", "wrong"}
