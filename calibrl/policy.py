@@ -52,6 +52,7 @@ class Samples:
     ids: list               # rows lists of token ids, EOS included
     logp: torch.Tensor      # (rows, T) log-probability of each token when it was drawn, else 0
     entropy: torch.Tensor   # (rows, T) entropy of what it was drawn from, in nats, else 0
+    mask: torch.Tensor      # (rows, T) True on response tokens
     expert_logp: torch.Tensor = None    # (B, T') of each token of the experts; 0 past the end
     expert_mask: torch.Tensor = None    # (B, T') True on expert tokens
     prompt_tokens: list = None          # B lengths of the prompts
@@ -254,13 +255,17 @@ def group_of(policy:Policy, given)->list:    # lists of token ids
     several = [given] if is_response(given) else given
     return [policy.tokens(response) for response in several]
 
-# %% ../nbs/01b_policy.ipynb #5fe33a90
-def response_logps(policy:Policy, problems:list, responses:list, temperature)->Logps:
-    "Return what `Policy.logps` says."
+def groups_of(policy:Policy, problems:list, responses:list)->list:    # a group for each problem
+    "Return the responses to problems, one or several for each, as token ids."
     if len(problems) != len(responses):
         raise ValueError("problems and responses differ in length: "
                          f"{len(problems)} and {len(responses)}")
-    groups = [group_of(policy, given) for given in responses]
+    return [group_of(policy, given) for given in responses]
+
+# %% ../nbs/01b_policy.ipynb #5fe33a90
+def response_logps(policy:Policy, problems:list, responses:list, temperature)->Logps:
+    "Return what `Policy.logps` says."
+    groups = groups_of(policy, problems, responses)
 
     # There is no dropout; only the recomputation of activations asks for training mode
     policy.model.train(torch.is_grad_enabled())
@@ -269,11 +274,8 @@ def response_logps(policy:Policy, problems:list, responses:list, temperature)->L
     logp, entropy = token_logps(policy, hidden, inputs, mask, temperature)
 
     # Groups may differ in size: the places of the smaller ones that no response has are left out
-    R = mask.shape[1]
-    taken = torch.tensor([i < len(group) for group in groups for i in range(R)],
-                         device=policy.device)
-    return Logps(logp=logp.flatten(0, 1)[taken], entropy=entropy.flatten(0, 1)[taken],
-                 mask=mask.flatten(0, 1)[taken])
+    taken = mask.new_tensor([i < len(group) for group in groups for i in range(mask.shape[1])])
+    return Logps(*[table.flatten(0, 1)[taken] for table in (logp, entropy, mask)])
 
 # %% ../nbs/01b_policy.ipynb #7cedd34a
 def draw(logps,          # (rows, V) log-probabilities
@@ -308,10 +310,10 @@ class Drawn(NamedTuple):
     logp: torch.Tensor       # (alive,) their log-probabilities
     entropy: torch.Tensor    # (alive,) of what they were drawn from, in nats
 
-def by_row(drawn:list,    # `Drawn` of each position
-           rows:int,      # how many there are
-          )->tuple:       # rows lists of token ids; log-probabilities and entropies (rows, T)
+def by_row(drawn:list,    # `Drawn` of each position, all rows at the first
+          )->tuple:       # lists of token ids; log-probabilities, entropies, mask (rows, T)
     "Return the draws of each position, gathered by row."
+    rows = len(drawn[0].rows)
     table = torch.zeros(3, rows, len(drawn), device=drawn[0].token.device)
     lengths = torch.zeros(rows, dtype=torch.long, device=table.device)
     for t, step in enumerate(drawn):
@@ -320,7 +322,8 @@ def by_row(drawn:list,    # `Drawn` of each position
         lengths[step.rows] += 1
     padded = table[0].long().tolist()
     ids = [row[:length] for row, length in zip(padded, lengths.tolist(), strict=True)]
-    return ids, table[1], table[2]
+    mask = torch.arange(len(drawn), device=table.device) < lengths[:, None]
+    return ids, table[1], table[2], mask
 
 # %% ../nbs/01b_policy.ipynb #5d0c6137
 @dataclass
@@ -420,12 +423,9 @@ def write_responses(policy:Policy,
                     prompts:Prefill,       # B prompts that were read
                     n:int,                 # responses a prompt
                     choose,                # log-probabilities (rows, V) -> token ids (rows,)
-                    temperature,
-                    max_new_tokens:int,    # a response that reaches it is truncated
-                   )->Samples:             # B*n responses, prompt by prompt
+                    temperature, max_new_tokens:int)->Samples:
     "Write responses token by token; rows that ended leave."
     from transformers import DynamicCache
-    rows = len(prompts.seen)*n
     eos = torch.tensor(policy.eos_ids, device=policy.device)
     layers = list(zip(prompts.keys, prompts.values, strict=True))
     hidden = prompts.hidden.repeat_interleave(n, 0)
@@ -433,7 +433,7 @@ def write_responses(policy:Policy,
 
     # The cache holds the responses' own tokens only
     cache = DynamicCache()
-    alive = torch.arange(rows, device=policy.device)
+    alive = torch.arange(len(hidden), device=policy.device)
     drawn = []
     for _ in range(max_new_tokens):
         token, logp, entropy = next_token(policy, hidden, choose, temperature)
@@ -446,11 +446,8 @@ def write_responses(policy:Policy,
         if len(going) < len(alive) and len(drawn) > 1:
             cache.batch_select_indices(going)
         alive = alive[going]
-        position = position[..., going, :]
         hidden = policy.core(input_ids=token[going][:, None], attention_mask=prompts.seen,
                              shared=SharedPrompts(layers, alive, n),
-                             position_ids=position + len(drawn) - 1, past_key_values=cache,
-                             use_cache=True).last_hidden_state[:, -1]
-    ids, logp, entropy = by_row(drawn, rows)
-    return Samples(ids=ids, logp=logp, entropy=entropy, expert_logp=prompts.expert_logp,
-                   expert_mask=prompts.expert_mask, prompt_tokens=prompts.prompt_tokens)
+                             position_ids=position[..., alive, :] + len(drawn) - 1,
+                             past_key_values=cache, use_cache=True).last_hidden_state[:, -1]
+    return Samples(*by_row(drawn), prompts.expert_logp, prompts.expert_mask, prompts.prompt_tokens)

@@ -47,9 +47,9 @@ class Rollouts:
     @classmethod
     def from_scores(cls, scores:list, **known):    # rows verdicts, all other fields
         "Return rollouts whose rewards and verdicts are those of the scores."
-        device = known["mask"].device
-        rewards = torch.tensor([s.total for s in scores], dtype=torch.float, device=device)
-        correct = torch.tensor([s.correct for s in scores], dtype=torch.bool, device=device)
+        new = known["mask"].new_tensor                    # on its device, booleans by default
+        rewards = new([s.total for s in scores], dtype=torch.float)
+        correct = new([s.correct for s in scores])
         return cls(scores=scores, rewards=rewards, correct=correct, **known)
 
     @property
@@ -86,10 +86,6 @@ def widen(table,     # (rows, t)
     "Return a table with columns added on the right."
     return F.pad(table, (0, T - table.shape[1]))
 
-def first_columns(lengths:list, T:int, device)->torch.Tensor:    # (rows, T)
-    "Return a mask that is True on the first columns of each row, so many as its length."
-    return torch.arange(T, device=device) < torch.tensor(lengths, device=device)[:, None]
-
 # %% ../nbs/01_rollout.ipynb #53c26f6d
 def rollout(policy:Policy,
             problems:list,         # B problems
@@ -100,15 +96,11 @@ def rollout(policy:Policy,
            )->Rollouts:
     """Return a group of responses to each problem, scored, with log-probabilities.
 
-    Two groups of four: the first four rows answer the first problem.
-
     >>> from calibrl.geometry import problems, tiny_checkpoint
     >>> policy = Policy.from_pretrained(tiny_checkpoint(), bits=4)
-    >>> ro = rollout(policy, problems(2), n=4, seed=0)
-    >>> len(ro.texts), ro.rewards.shape, ro.old_logp.shape == ro.expert_logp.shape
-    (8, torch.Size([8]), True)
-    >>> [len(group) for group in ro.grouped]
-    [4, 4]
+    >>> ro = rollout(policy, problems(2), n=4)
+    >>> ro.rewards.shape, [len(group) for group in ro.grouped]
+    (torch.Size([8]), [4, 4])
     """
     out = policy.sample(problems, n, temperature, max_new_tokens, seed,
                         experts=[p.expert for p in problems])
@@ -119,12 +111,10 @@ def rollout(policy:Policy,
     # A gap over whole sequences needs all of the expert, so the widest of both counts
     T = max(out.logp.shape[1], out.expert_logp.shape[1])
     expert_mask = widen(out.expert_mask, T).repeat_interleave(n, 0)
-    lengths = [len(response) for response in out.ids]
-    truncated = [response[-1] not in policy.eos_ids for response in out.ids]
-    truncated = torch.tensor(truncated, dtype=torch.bool, device=policy.device)
+    truncated = expert_mask.new_tensor([ids[-1] not in policy.eos_ids for ids in out.ids])
     return Rollouts.from_scores(
         scores, problems=problems, n=n, responses=out.ids, texts=texts,
-        mask=first_columns(lengths, T, policy.device), old_logp=widen(out.logp, T),
+        mask=widen(out.mask, T), old_logp=widen(out.logp, T),
         expert_logp=widen(out.expert_logp, T).repeat_interleave(n, 0), expert_mask=expert_mask,
         entropy=widen(out.entropy, T), has_expert=expert_mask.any(1), truncated=truncated,
         from_expert=torch.zeros_like(truncated),

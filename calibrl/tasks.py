@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from .verify.clean import MAX_CHARS
 from .verify.decide import decide
-from .verify.sandbox import count, counts, warm_up
+from .verify.sandbox import count, counts
 from .verify.tags import extract
 from .verify.truth import read_truth
 
@@ -144,16 +144,9 @@ def score(
         raise ValueError(f"answer must be a non-empty string, got {answer!r}")
     options = option_texts(options)
     read_truth(answer) # a truth that cannot be read is an error of the data
-    if not isinstance(response, str):
-        count("tags")
-        return Score(False, False, None, "tags: not a text")
-
-    # where LaTeX is about, a worker is ready before it is needed
-    formatted, text, why = extract(response)
-    if "\\" in answer + (text or ""):
-        warm_up()
 
     # no answer is wrong, and everything else is decided
+    formatted, text, why = extract(response)
     if text is None:
         correct, how = False, f"tags: {why}"
     else:

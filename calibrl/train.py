@@ -7,6 +7,7 @@ __all__ = ['train_step', 'batches', 'make_optimizer', 'train']
 
 # %% ../nbs/02_train.ipynb #64c889d6
 import random, time
+from collections import Counter
 from dataclasses import replace
 from itertools import islice
 
@@ -63,11 +64,10 @@ def update(policy:Policy, optimizer,
     optimizer.zero_grad()
 
     # gradients and metrics add up over micro-batches, and then over processes
-    total = {}
+    total = Counter()
     for micro in micro_batches(rows, local_slice(mini), cfg.micro_tokens):
-        metrics = backward(policy, rows.groups(micro), adv[micro], whole, cfg)
-        total |= {name: total.get(name, 0.) + value for name, value in metrics.items()}
-    total = all_reduce_gradients(policy.trainable, total)
+        total.update(backward(policy, rows.groups(micro), adv[micro], whole, cfg))
+    total = all_reduce_gradients(policy.trainable, dict(total))
 
     # a broken gradient changes nothing, and is counted
     norm = torch.nn.utils.clip_grad_norm_(policy.trainable, cfg.max_grad_norm)
@@ -76,6 +76,8 @@ def update(policy:Policy, optimizer,
     return total | {"grad_norm": float(norm), "skipped_updates": float(not norm.isfinite())}
 
 # %% ../nbs/02_train.ipynb #a09434e4
+SETTINGS = ("alpha", "weight", "gap", "reduce", "clip_low", "clip_high", "dual_clip")
+
 def backward(policy:Policy,
              part:Rollouts,       # a micro-batch
              adv:torch.Tensor,    # (groups, n) its advantages
@@ -87,24 +89,17 @@ def backward(policy:Policy,
     logp = policy.logps(part.problems, part.grouped, cfg.temperature).logp
     logp = F.pad(logp, (0, part.mask.shape[1] - logp.shape[1]))
 
-    # the loss, and the share with which it counts
-    loss, metrics = part_loss(logp, part, adv, cfg)
+    # the loss as the method defines it, and the share with which it counts
+    objective = OBJECTIVES[cfg.method]
+    settings = {name: getattr(cfg, name) for name in (*SETTINGS, *objective.takes)}
+    loss, metrics = propagate_nan(objective)(
+        logp, part.old_logp, part.expert_logp, adv.flatten(), part.correct, part.mask,
+        has_expert=part.has_expert, expert_mask=part.expert_mask, from_expert=part.from_expert,
+        **settings)
     share = loss_share(part.mask, whole.mask, cfg.reduce)
     error = (logp.detach() - part.old_logp)[part.mask].expm1().abs().sum()/whole.mask.sum()
     (loss*share).backward()
     return {"ratio_error": float(error)} | {name: v*share for name, v in metrics.items()}
-
-# %% ../nbs/02_train.ipynb #a7323013
-SETTINGS = ("alpha", "weight", "gap", "reduce", "clip_low", "clip_high", "dual_clip")
-
-def part_loss(logp:torch.Tensor, part:Rollouts, adv:torch.Tensor, cfg:Config)->tuple:
-    "Return the loss of a micro-batch under the method's objective, and its metrics."
-    objective = OBJECTIVES[cfg.method]
-    settings = {name: getattr(cfg, name) for name in (*SETTINGS, *objective.takes)}
-    return propagate_nan(objective)(
-        logp, part.old_logp, part.expert_logp, adv.flatten(), part.correct, part.mask,
-        has_expert=part.has_expert, expert_mask=part.expert_mask, from_expert=part.from_expert,
-        **settings)
 
 # %% ../nbs/02_train.ipynb #f8fe51eb
 def loss_share(part:torch.Tensor,     # (rows, T) mask of a micro-batch
@@ -175,36 +170,16 @@ def sample_step(policy:Policy,
                 k:int=0,          # which draw of the step: methods that refill draw more than once
                )->Rollouts:       # of all the problems, whichever process sampled them
     "Sample a step, slice by slice: a function of configuration, step and weights alone."
-    world = processes()[1]
-    size = cfg.sample_prompts or -(-len(problems)//world)
-    draw_seed = cfg.seed*1_000_003 + step + 7_919_000_003*k
+    size = cfg.sample_prompts or -(-len(problems)//processes()[1])
+    seed = cfg.seed*1_000_003 + step + 7_919_000_003*k
+    starts = local_slice(range(0, len(problems), size))
+    mine = [rollout(policy, problems[start:start+size], cfg.responses, cfg.temperature,
+                    cfg.max_new_tokens, seed + 715_827_881*start) for start in starts]
 
-    def sample_slice(start):
-        return rollout(policy, problems[start:start+size], cfg.responses, cfg.temperature,
-                       cfg.max_new_tokens, seed=draw_seed + 715_827_881*start)
-
-    mine = [sample_slice(start) for start in local_slice(range(0, len(problems), size))]
-    if world == 1:
-        return stack(mine) if len(mine) > 1 else mine[0]
-
-    # several processes: each gathers what all have sampled
+    # each process gathers what all have sampled
     mine = [replace(to_device(ro, "cpu"), problems=[]) for ro in mine]
     ro = to_device(stack(sum(all_gather(mine), [])), policy.device)
     return replace(ro, problems=problems)
-
-# %% ../nbs/02_train.ipynb #4b820996
-def draw_step(policy:Policy,
-              stream,         # of batches
-              cfg:Config,
-              step:int,
-             )->tuple:        # `Rollouts` of the step, number of groups drawn for it
-    "Sample what a step is made of."
-    def draw(k=0):
-        return sample_step(policy, next(stream), cfg, step, k)
-    resolved = cfg.resolved()
-    if resolved.tries > 1 or resolved.prune:             # other methods than GRPO and CalibRL
-        return refill(draw(), draw, cfg)
-    return draw(), cfg.prompts
 
 # %% ../nbs/02_train.ipynb #bcde8491
 def check_agreement(policy:Policy,
@@ -232,7 +207,10 @@ def one_step(policy:Policy, optimizer, stream, cfg:Config, step:int)->dict:
     "Sample, update and check; return the record of a step, which is what `train` yields."
     start = time.perf_counter()
     kills = verifier_stats()["killed"]
-    ro, drawn = draw_step(policy, stream, cfg, step)
+
+    def draw(k=0):
+        return sample_step(policy, next(stream), cfg, step, k)
+    ro, drawn = refill(draw(), draw, cfg)       # one draw, but for some other methods
     metrics = train_step(policy, optimizer, ro, cfg) if is_finite(ro) else skipped_step(ro)
     check_agreement(policy, ro, cfg, step, metrics["first_ratio_error"])
 

@@ -11,8 +11,8 @@ WIDTH = 100
 
 # The way of a step with GRPO or CalibRL, from the loop over steps down to the loss.
 STEP = {
-    "train": ["train", "batches", "one_step", "draw_step", "sample_step", "train_step", "update",
-              "backward", "part_loss"],
+    "train": ["train", "batches", "one_step", "sample_step", "train_step", "update",
+              "backward"],
     "rollout": ["rollout", "Rollouts"],
     "policy": ["Policy.sample", "write_responses", "next_token", "Policy.logps", "response_logps",
                "token_logps"],
@@ -24,10 +24,10 @@ STEP = {
 # in parts, how rows are packed (as rows of their own), how the head is tiled (as full logits).
 BEHIND = {
     "train": ["loss_share", "micro_batches", "summarize", "make_optimizer"],
-    "rollout": ["stack", "join", "row_fields", "pick_rows", "widen", "first_columns"],
+    "rollout": ["stack", "join", "row_fields", "pick_rows", "widen"],
     "policy": ["Policy.prompts", "prompt_batch", "position_ids", "Policy.packed", "packed_batch",
                "read_prompts", "prefill", "Prefill", "draw", "drawer", "Drawn", "by_row",
-               "group_of", "is_response"],
+               "group_of", "groups_of", "is_response"],
     "engine": ["encode", "plain", "collate", "padded_row", "pack", "packed_masks", "past",
                "attention", "packed_attention", "rows_over_prefix", "own_tokens", "with_prompt",
                "attend", "one_token", "SharedPrompts", "head_logps", "FrozenHead", "Sweep",
@@ -38,7 +38,7 @@ LEFT_OUT = {
     "settings, plain containers and what reads one": [
         "Config", "Policy", "Logps", "Samples", "Policy.decode", "Policy.trainable",
         "Policy.tokens", "response_tokens"],
-    "checks of the input": ["check_settings", "checked_batch", "checked_rewards"],
+    "checks of the input": ["check_choice", "check_settings", "checked_batch", "checked_rewards"],
     "what is logged and looked at": ["loss_metrics", "gap_metrics", "clip_metrics",
                                      "samples_to_read", "response_record", "data_url"],
     "numbers that break": ["is_finite", "skipped_step", "propagate_nan", "diagnosis"],

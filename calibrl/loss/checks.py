@@ -23,6 +23,11 @@ def check_settings(
         raise ValueError("dual_clip: needs a number above 1 (infinity switches it off), "
                          f"got {dual_clip}")
 
+def check_choice(name, value, choices):
+    "Raise ValueError for a value that is none of the choices"
+    if value not in choices:
+        raise ValueError(f"{name}: {value!r} is unknown, choose from {', '.join(choices)}")
+
 # %% ../../nbs/loss/checks.ipynb #5a0c2e07
 def checked_rewards(
     rewards,  # (groups, n): tensor, array or nested list

@@ -12,7 +12,7 @@ from typing import Optional
 import torch
 import torch.nn.functional as F
 
-from .checks import check_settings, checked_batch, checked_rewards
+from .checks import check_choice, check_settings, checked_batch, checked_rewards
 
 # %% ../../nbs/00_loss.ipynb #3188999f
 def group_advantages(
@@ -62,8 +62,7 @@ def reduce_loss(
     reduce:str="token-mean",  # one of `REDUCTIONS`
 )->torch.Tensor:  # scalar; rows without tokens add 0
     "Return token losses as one number (authors' code src/core_algos.py)"
-    if reduce not in REDUCTIONS:
-        raise ValueError(f"reduce: {reduce!r} is unknown, choose from {', '.join(REDUCTIONS)}")
+    check_choice("reduce", reduce, REDUCTIONS)
     if reduce == "token-mean":
         return masked_mean(values, mask)
     m = mask.bool()
@@ -84,12 +83,8 @@ def expert_gap(
     gap:str="token",  # one of `GAPS`
     expert_mask:Optional[torch.Tensor]=None,  # (rows, T) default: where `expert_logp` is not 0
 )->torch.Tensor:  # (rows, T); one value per token, or one per row repeated along it
-    """Return how much surer the policy is of its own answer than of the expert's
-
-    The log-prob of one minus that of the other (sequence: arXiv 2602.20197; token: authors' code).
-    """
-    if gap not in GAPS:
-        raise ValueError(f"gap: {gap!r} is unknown, choose from {', '.join(GAPS)}")
+    "Return log-prob of the own answer minus expert's (sequence: arXiv 2602.20197; token: code)"
+    check_choice("gap", gap, GAPS)
     m = mask.bool()
     e = expert_logp.detach()
     em = (e != 0) & e.isfinite() if expert_mask is None else expert_mask.bool()
@@ -190,10 +185,7 @@ def calibrl_loss(  # noqa: PLR0913
     has_expert:Optional[torch.Tensor]=None,  # (rows,) False: no exploration term in this row
     expert_mask:Optional[torch.Tensor]=None,  # (rows, T) default: where `expert_logp` is not 0
 )->tuple:  # scalar loss, dict of float metrics
-    """Return clipped surrogate + weight * exploration term
-
-    Source: arXiv 2602.20197; authors' code src/core_algos.py.
-    """
+    "Return clipped surrogate + weight * exploration term (arXiv 2602.20197; src/core_algos.py)"
     clip = dict(clip_low=clip_low, clip_high=clip_high, dual_clip=dual_clip)
     check_settings(alpha=alpha, weight=weight, **clip)
     b = checked_batch(logp, old_logp, expert_logp, adv, correct, mask, has_expert, expert_mask)

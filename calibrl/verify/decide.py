@@ -9,7 +9,7 @@ from .clean import MAX_CHARS, clean
 from .free import judge_free
 from .judge import judge_text
 from .lines import answer_lines
-from .sandbox import ask_judge
+from .sandbox import ask_judge, warm_up
 from .truth import MAX_TRUTH
 
 # %% auto #0
@@ -30,6 +30,9 @@ def decide(
     options:list, # texts of the choices, A first; empty for a free answer
 )->tuple: # (correct, how)
     "Return the verdict on an answer and the tier and rule that decided."
+    # where LaTeX is about, a worker is ready before it is needed
+    if "\\" in answer + text:
+        warm_up()
     truth = clean(answer, MAX_TRUTH)
     response = clean(answer_lines(text), max(MAX_CHARS, 2 * len(answer)))
     if response == "":

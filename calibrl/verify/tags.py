@@ -114,6 +114,8 @@ def why_none(found):
 # %% ../../nbs/verify/tags.ipynb #f1826d85
 def extract(text):
     "Return the answer of a response, or why it has none."
+    if not isinstance(text, str):
+        return Extract(False, None, "not a text")
     found = list(TAG.finditer(text))
     if not found:
         return Extract(False, None, "no answer tags")
