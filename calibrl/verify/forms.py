@@ -46,6 +46,13 @@ class Tuple(NamedTuple):
     items: tuple # forms
     brackets: str = "()" # the one that opens, the one that closes
 
+ANGLES = ("〈〉", "‹›") # around vectors: LaTeX's, and those of the keyboard
+
+class Matrix(NamedTuple):
+    "A matrix, a row or a column."
+    kind = "matrix"
+    rows: tuple # of tuples of expressions
+
 class Union(NamedTuple):
     "Sets between cups."
     kind = "union"

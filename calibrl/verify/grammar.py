@@ -8,6 +8,7 @@ from .adjacent import ends_in_unit, is_proper, is_times, is_whole, mixed_number
 from .adjacent import multiplies, parts_of_word
 from .expressions import MINUS_ONE, ZERO, Applied, Binary, Call, Constant, Unary
 from .expressions import Unreadable, Variable, whole
+from .matrices import determinant
 from .tokens import CLOSE, FUNCTIONS, OPEN, Reader, bars, lex
 
 # %% auto #0
@@ -166,6 +167,8 @@ def word(p, token):
         return root(p, 3 if text == "cbrt" else 2)
     if text in INFINITY_WORDS:
         return Constant("inf")
+    if text == "det":
+        return determinant_of(p)
     if text in FUNCTIONS:
         return call(p, text, token.load)
 
@@ -186,6 +189,37 @@ def root(p, degree):
     node = atom(p)
     p.depth -= 1
     return Binary("root", node, degree)
+
+# %% ../../nbs/verify/grammar.ipynb #eafd4743
+def entries(p):
+    "Read the expressions between brackets and commas."
+    p.need("[")
+    found = [expression(p)]
+    while p.take(","):
+        found.append(expression(p))
+    p.need("]")
+    return tuple(found)
+
+def matrix(p):
+    "Read `[[1, 2], [3, 4]]`: rows of one length."
+    p.need("[")
+    rows = [entries(p)]
+    while p.take(","):
+        rows.append(entries(p))
+    p.need("]")
+    if any(len(row) != len(rows[0]) for row in rows):
+        raise Unreadable("rows")
+    return tuple(rows)
+
+def determinant_of(p):
+    "Read the matrix whose determinant is meant."
+    p.inside += 1
+    in_brackets = p.take("(")
+    rows = matrix(p)
+    if in_brackets:
+        p.need(")")
+    p.inside -= 1
+    return determinant(rows)
 
 # %% ../../nbs/verify/grammar.ipynb #8f0e9eaa
 def group_or_atom(p):

@@ -5,7 +5,6 @@
 # %% ../../nbs/verify/latex.ipynb #a0e87c7f
 from __future__ import annotations
 import re
-from itertools import chain
 
 # %% auto #0
 __all__ = []
@@ -15,9 +14,9 @@ COMMANDS = dict(zip( # name -> the sign that stands for it
     """pi infty cdot times div ast pm mp le leq leqslant ge geq geqslant ne neq lt gt approx cong
     sim equiv cup cap in emptyset varnothing circ degree deg sqrt surd angle measuredangle triangle
     parallel perp prime langle rangle lbrace rbrace lvert rvert vert mid ldots dots cdots colon
-    lfloor rfloor lceil rceil to rightarrow implies Rightarrow""".split(),
+    lfloor rfloor lceil rceil to rightarrow implies Rightarrow imath jmath det top""".split(),
     """π ∞ * * / * ± ± ≤ ≤ ≤ ≥ ≥ ≥ ≠ ≠ < > ≈ ≅ ∼ ≡ ∪ ∩ ∈ ∅ ∅ ° ° ° √ √ ∠ ∠ △ ∥ ⊥ ' 〈 〉 ❴ ❵
-    | | | | ... ... ... : ⌊ ⌋ ⌈ ⌉ → → ⇒ ⇒""".split(), strict=True))
+    | | | | ... ... ... : ⌊ ⌋ ⌈ ⌉ → → ⇒ ⇒ i j det T""".split(), strict=True))
 COMMANDS.update(dict.fromkeys("frac dfrac tfrac cfrac".split(), r"\frac"))
 COMMANDS.update(dict.fromkeys("quad qquad enspace thinspace space nobreakspace".split(), " "))
 COMMANDS.update(dict.fromkeys("""left right big Big bigg Bigg bigl bigr Bigl Bigr displaystyle
@@ -71,20 +70,32 @@ def unbox(text):
     return text
 
 # %% ../../nbs/verify/latex.ipynb #f3cea57d
-ARRAY = re.compile(r"(?:\\left ?)?[\[(] ?\\begin\{array\} ?(?:\{[^{}]*\})?"
-    r"((?:(?!\\begin|\\end).)*)\\end\{array\} ?(?:\\right ?)?[\])]") # a matrix, too
-MATRIX = re.compile(r"\\begin\{([pb]?)matrix\}([^{}]*(?:\{[^{}]*\}[^{}]*)*)\\end\{\1matrix\}")
+ROWS = r"(?P<rows>(?:(?!\\begin|\\end).)*)\\end ?\{(?:array|\w*matrix)\*?\}"
+KIND = (r"\\begin ?\{(?:array\} ?(?:\[\w\] ?)?\{(?:[^{}]|\{[^{}]*\})*\}|"
+    r"(?P<kind>[pbBv]?)(?:small)?matrix\*?\}(?: ?\[\w\])?)")
+MATRIX = re.compile(rf"(?P<opened>(?:\\(?:left|[Bb]igg?l?) ?)?[\[(|] ?)?{KIND}{ROWS}"
+    r"(?P<closed> ?(?:\\(?:right|[Bb]igg?r?) ?)?[\])|])?")
+ROW_END = re.compile(r"\\\\(?: ?\[-?[\d.]+ ?\w\w\])?|\\cr\b")
 
 def in_brackets(parts):
-    "Return texts as a tuple is written."
-    return f"({', '.join(parts)})"
+    "Return texts as a row of a matrix is written."
+    return f"[{', '.join(parts)}]"
 
-def rows_of(match):
-    "Return a matrix as a tuple of its rows, a vector as a tuple."
-    lines = [line for line in match[2].split("\\\\") if line.strip()]
-    rows = [[entry.strip() for entry in line.split("&")] for line in lines]
-    is_vector = len(rows) == 1 or all(len(row) == 1 for row in rows)
-    return in_brackets(chain(*rows) if is_vector else map(in_brackets, rows))
+def matrix_rows(text):
+    "Return `1 & 2 \\\\ 3 & 4` as `[[1, 2], [3, 4]]`."
+    lines = [line for line in ROW_END.split(text.replace(r"\hline", " ")) if line.strip()]
+    return in_brackets(in_brackets(map(str.strip, line.split("&"))) for line in lines)
+
+def matrix(match):
+    "Return a matrix as its rows, between bars as their determinant; an array needs brackets."
+    opened, closed = match["opened"] or "", match["closed"] or ""
+    if match["kind"] is None and not (opened and closed):
+        return match[0] # lines of something else
+    rows = matrix_rows(match["rows"])
+    in_bars = "|" in opened and "|" in closed
+    if match["kind"] == "v" or in_bars:
+        rows = f"det {rows}"
+    return rows if opened and closed else opened + rows + closed
 
 # %% ../../nbs/verify/latex.ipynb #8090a7bf
 SIGN = r"(?:[=<>≤≥≈]|\\(?:leq?|geq?|approx|lt|gt)\b)"
@@ -115,11 +126,11 @@ def lines_of(match):
 THOUSANDS = re.compile(r"(?<=\d),\\! ?(?=\d{3}(?!\d))") # 11,\! 111
 
 def without_environments(text):
-    "Return a text with matrices as tuples and no environment of lines."
-    if "\\begin" in text:
-        text = LINES.sub(lines_of, text)
-    text = ARRAY.sub(r"\\begin{pmatrix}\1\\end{pmatrix}", THOUSANDS.sub("{,}", text))
-    return MATRIX.sub(rows_of, text)
+    "Return a text with matrices as rows and no environment of lines."
+    text = THOUSANDS.sub("{,}", text)
+    if "\\begin" not in text:
+        return text
+    return MATRIX.sub(matrix, LINES.sub(lines_of, text))
 
 # %% ../../nbs/verify/latex.ipynb #fd54b556
 LAYOUT = {
@@ -152,9 +163,12 @@ def with_braces(text):
 REPEATING = re.compile(r"(\d*\.\d*)\\(?:overline|bar|dot)\s*\{(\d{1,20})\}")
 FONT = re.compile(r"\{\\(?:rm|bf|it) ([^{}]*)\}")
 BARE_BOX = re.compile(r"\\boxed ?(?=\w)")
+BARE_WRAPPER = re.compile(
+    r"\\(hat|vec|bar|overline|mathbb|mathbf|mathrm|text)(?![A-Za-z]) ?(\w|\\[ij]math\b)")
 
 def without_commands(text):
     "Return a text with LaTeX commands as signs, wrappers and layout gone."
+    text = BARE_WRAPPER.sub(r"\\\1{\2}", text)
     text = REPEATING.sub(r"\1(\2)", text).replace(r"\mathbb{R}", "ℝ")
     text = unwrap(FONT.sub(r" \1 ", without_environments(text)))
     text = BARE_BOX.sub("", unbox(text))
@@ -179,6 +193,22 @@ def arc(match):
     "Return degrees, minutes and seconds as a sum."
     return f"({match[1]}+{match[2]}/60+{match[3] or 0}/3600)°"
 
+# %% ../../nbs/verify/latex.ipynb #50ab3c14
+SPACED = re.compile(r"\[[\[\]\d\s./;,-]+\]")
+ROW_BREAK = re.compile(r"\] ?,? ?\[|;")
+NUMBERS = re.compile(r"-?\d+(?:[./]\d+)?(?:(?: +-?\d+(?:[./]\d+)?)*|(?:, ?-?\d+(?:[./]\d+)?)*)")
+ANGLES = re.compile(r"^((?:\w ?= ?)?)<([^<>=]+,[^<>=]+)>$")
+
+def spaced_rows(match):
+    "Return `[1 2; 3 4]` and `[[1 2] [3 4]]` as `[[1, 2], [3, 4]]`, `[1 2]` as `[1, 2]`."
+    if match[0].count("[") != match[0].count("]"):
+        return match[0] # the end of something longer
+    rows = [row.strip() for row in ROW_BREAK.split(match[0].strip("[] "))]
+    if not all(map(NUMBERS.fullmatch, rows)) or not any(" " in row or "," in row for row in rows):
+        return match[0]
+    texts = [in_brackets(re.split(r"[, ]+", row)) for row in rows]
+    return in_brackets(texts) if len(texts) > 1 or match[0].startswith("[[") else texts[0]
+
 # %% ../../nbs/verify/latex.ipynb #2b6aef3f
 def latex(text):
     "Return LaTeX commands as single signs; wrappers, layout and dollar signs are gone."
@@ -188,4 +218,8 @@ def latex(text):
         text = without_dollars(text)
     text = DEGREES.sub("°", text).replace("~", " ").replace(":=", "=")
     text = UNION.sub("∪", text)
+    if "[" in text:
+        text = SPACED.sub(spaced_rows, text)
+    if "<" in text:
+        text = ANGLES.sub(r"\1‹\2›", text)
     return ARC.sub(arc, text) if "°" in text else text

@@ -5,10 +5,12 @@
 # %% ../../nbs/verify/parse.ipynb #939f1a4e
 from __future__ import annotations
 import re
+from contextlib import suppress
 from .expressions import Unreadable
 from .forms import Label, List, Named, Ratio, Relation, Set, Tuple, Union, Value
 from .quantities import value
 from .tokens import FUNCTIONS, NESTING, lex, split
+from .vectors import vector_sum
 
 # %% auto #0
 __all__ = []
@@ -53,7 +55,9 @@ def is_enclosed(
     tokens,
 )->bool:
     "Return whether the first token is a bracket and the last one closes it."
-    if tokens[0].kind != "o" or tokens[0].text not in "([❴〈" or tokens[-1].text not in ")]❵〉":
+    if tokens[0].kind != "o" or tokens[0].text not in "([❴〈‹":
+        return False
+    if tokens[-1].text not in ")]❵〉›":
         return False
     level = 0
     for token in tokens[:-1]:
@@ -94,12 +98,14 @@ def bracket(
     if tokens[0].text == "❴":
         return set_of(inner, depth)
 
-    # several parts make a tuple, a relation or ratio needs no brackets
+    # several parts make a matrix or a tuple, a relation or ratio needs no brackets
+    if inner and tokens[0].text == inner[0].text == "[":
+        with suppress(Unreadable):
+            return vector_sum(tokens)
     parts, used = split(inner, (",", ";"))
     if used:
-        pointed = {"〈": "(", "〉": ")"}
-        brackets = "".join(pointed.get(token.text, token.text) for token in (tokens[0], tokens[-1]))
-        return Tuple(tuple(form(part, depth + 1) for part in parts), brackets)
+        items = tuple(form(part, depth + 1) for part in parts)
+        return Tuple(items, tokens[0].text + tokens[-1].text)
     is_more = tokens[0].text in "([" and split(inner, (":", *RELATION_SIGNS))[1]
     return form(inner, depth + 1) if is_more else None
 
@@ -193,9 +199,16 @@ def form(
         if found is not None:
             return found
 
-    # nothing to cut: brackets or a value
+    # nothing to cut: brackets, a value, or vectors
     inner = bracket(tokens, depth)
-    return value(tokens) if inner is None else inner
+    if inner is not None:
+        return inner
+    try:
+        return value(tokens)
+    except Unreadable:
+        if "," not in texts:
+            raise
+        return vector_sum(tokens)
 
 # %% ../../nbs/verify/parse.ipynb #db0f21fe
 def read_form(

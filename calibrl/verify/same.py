@@ -5,8 +5,8 @@
 # %% ../../nbs/verify/same.ipynb #65532a5a
 from __future__ import annotations
 from .expressions import Unreadable
-from .forms import Label, List, Named, Ratio, Relation, Set, Tuple, Union
-from .forms import Value
+from .forms import ANGLES, Label, List, Matrix, Named, Ratio, Relation, Set
+from .forms import Tuple, Union, Value
 from .grid import INEQUALITY_SIGNS
 from .ratios import same_ratio
 from .readings import INFINITE, distinct, is_name, many, name_of, readings
@@ -16,6 +16,7 @@ from .sets import same_set
 from .shapes import assigned_name, coordinate_order, has_name, is_bare, is_condition
 from .shapes import is_coordinate, last_unit_for_all, unwrapped
 from .values import same_value
+from .vectors import coordinates
 
 # %% auto #0
 __all__ = []
@@ -40,6 +41,8 @@ def same(
     match truth:
         case Value():
             return same_single(truth, response)
+        case Matrix():
+            return same_matrix(truth, response)
         case Tuple() | Union():
             return same_tuple(truth, response)
         case Ratio():
@@ -58,6 +61,11 @@ def same_single(truth, response):
             return True
         if isinstance(form, Ratio) and not truth.unit and same_ratio(Ratio((truth.number,)), form):
             return True
+        if isinstance(form, (Tuple, Matrix)): # 3i - 2j
+            said = coordinates(form)
+            size = len(said.items) if isinstance(said, Tuple) else 0
+            own = coordinates(truth, size)
+            return isinstance(own, Tuple) and same_tuple(own._replace(brackets="〈〉"), said)
     return False
 
 def same_described(truth, response):
@@ -127,7 +135,8 @@ def same_in_any_order(items, said):
 def same_without_names(items, names, response):
     "Return whether x = 1, y = 2 is answered by (1, 2): in the order of the names."
     said = ()
-    if isinstance(response, List) or isinstance(response, Tuple) and response.brackets == "()":
+    is_point = isinstance(response, Tuple) and response.brackets in ("()", *ANGLES)
+    if isinstance(response, List) or is_point:
         said = response.items
     by_name = sorted(range(len(items)), key=lambda k: names[k])
     return same_in_order([items[k] for k in by_name], said)
@@ -194,6 +203,13 @@ def same_interval_or_union(truth, response):
     both = isinstance(truth, Tuple) and isinstance(response, Tuple)
     return not both or truth.brackets == response.brackets
 
+def same_brackets(truth, response):
+    "Return whether two tuples stand in the same brackets; a vector's angles may be round ones."
+    own, other = truth.brackets, response.brackets
+    if own in ANGLES:
+        return other in ("()", *ANGLES)
+    return own == other or own == "()" and other == "〈〉"
+
 def same_tuple(truth, response):
     "Return whether a point, a tuple or an interval is said."
     try:
@@ -207,17 +223,49 @@ def same_tuple(truth, response):
     forms = readings(response).forms
     if forms:
         response = forms[0]
+    if truth.brackets != "[]" or len(truth.items) > 2:
+        response = coordinates(response, len(truth.items))
     if isinstance(response, Tuple):
-        return truth.brackets == response.brackets and same_in_order(truth.items, response.items)
+        return same_brackets(truth, response) and same_in_order(truth.items, response.items)
     if not isinstance(response, List):
         return False
 
     # its coordinates, with names or without
-    if truth.brackets == "()" and all(map(is_coordinate, response.items)):
+    is_point = truth.brackets in ("()", *ANGLES)
+    if is_point and all(map(is_coordinate, response.items)):
         return same_coordinates(truth, response.items)
-    if "or" in response.separators or truth.brackets != "()" and len(truth.items) < 3:
+    if "or" in response.separators or not is_point and len(truth.items) < 3:
         return False
     return same_in_order(truth.items, response.items)
+
+# %% ../../nbs/verify/same.ipynb #070ef7ae
+def rows_of(form):
+    "Return the rows of a matrix, also where it is written as a tuple of tuples; None for others."
+    if isinstance(form, Matrix):
+        return [list(map(Value, row)) for row in form.rows]
+    if isinstance(form, Tuple) and all(isinstance(item, Tuple) for item in form.items):
+        return [item.items for item in form.items]
+    return None
+
+def same_matrix(truth, response):
+    "Return whether a response has the rows of a matrix, or the coordinates of a vector."
+    forms = readings(response).forms
+    response = forms[0] if forms else response
+    said = rows_of(response)
+    if said is not None:
+        rows = rows_of(truth)
+        pairs = zip(rows, said, strict=False)
+        return len(rows) == len(said) and all(same_in_order(a, b) for a, b in pairs)
+
+    # a vector
+    point = coordinates(truth)
+    if isinstance(point, Matrix):
+        return False
+    if len(point.items) == 1:
+        return same(point.items[0], response)
+    if isinstance(response, Tuple) and response.brackets == "[]":
+        response = response._replace(brackets="()")
+    return same_tuple(point._replace(brackets="〈〉"), response)
 
 # %% ../../nbs/verify/same.ipynb #f4ae8c97
 def same_named(truth, response):

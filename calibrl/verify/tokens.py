@@ -19,13 +19,13 @@ TOKEN = re.compile(r"""\s?(?:
  |(?P<w>[kM]?Ω|[A-Za-zμ][A-Za-z]*|[α-ωΓ-Ω])
     (?P<sub>_(?:\{\s?[△∠]?\s?\w{1,8}\s?\}|\w)|'(?=[\s(=]))?
  |\\(?P<cmd>[A-Za-z]+)\s?
- |(?P<o>\*\*|<=|>=|!=|==|\|\||[-+*/^=<>≤≥≠≈≅∼≡±∪∩∈→⇒!%°'"|,;:()\[\]{}❴❵〈〉⌊⌋⌈⌉√∛∜∞∅∠△∥⊥＄€£¥&_])
+ |(?P<o>\*\*|<=|>=|!=|==|\|\||[-+*/^=<>≤≥≠≈≅∼≡±∪∩∈→⇒!%°'"|,;:()\[\]{}❴❵〈〉‹›⌊⌋⌈⌉√∛∜∞∅∠△∥⊥＄€£¥&_])
 )""", re.X)
 
 # %% ../../nbs/verify/tokens.ipynb #6477f828
 SAME_SIGN = {"**": "^", "<=": "≤", ">=": "≥", "!=": "≠", "==": "=", "||": "∥", "≡": "="}
-OPEN = "([{❴〈⌊⌈"
-CLOSE = ")]}❵〉⌋⌉"
+OPEN = "([{❴〈‹⌊⌈"
+CLOSE = ")]}❵〉›⌋⌉"
 NESTING = {**dict.fromkeys(OPEN, 1), **dict.fromkeys(CLOSE, -1)}
 TRIGONOMETRIC = "sin cos tan cot sec csc sinh cosh tanh coth sech csch".split()
 INVERSES = {prefix + name: name for prefix in ("arc", "a", "ar") for name in TRIGONOMETRIC}
