@@ -9,6 +9,8 @@ import pytest
 from PIL import Image
 
 from calibrl.data import as_images, load_problems
+from calibrl.data.golds import earns
+from calibrl.tasks import messages
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -190,3 +192,219 @@ def test_a_question_alone_is_no_expert():
     row = {"question": "How long?", "answer": "4", "expert": talk("How long is the side?")}
     found = problems_of(row)
     assert found[0].expert is None
+
+
+# Columns
+
+def wins(problem):
+    "The letters that earn a reward."
+    letters = [chr(65 + i) for i in range(len(problem.options))]
+    return "".join(letter for letter in letters if earns(letter, problem.answer, problem.options))
+
+
+@pytest.mark.parametrize("question, answer", [
+    ("Question", "Answer"), ("QUESTION", "ANSWER"), ("Problem", "Final Answer"),
+    ("problem", "answer_key"), ("Prompt", "groundTruth")])
+def test_a_columns_name_counts_whatever_its_case(question, answer):
+    found = problems_of({question: "How long?", answer: "4", "Level": 3}, on_bad="fail")
+    assert (found[0].question, found[0].answer) == ("How long?", "4")
+    assert found[0].tags == {"level": "3"}
+
+
+def test_columns_that_differ_in_case_only_are_told_apart_by_you():
+    row = {"question": "How long?", "answer": "4", "Answer": "5"}
+    with pytest.raises(ValueError, match="'answer' and 'Answer' differ in case only.*answer=NAME"):
+        problems_of(row)
+    assert problems_of(row, map="answer=Answer")[0].answer == "5"
+    row = {"QUESTION": "How long?", "Question": "How wide?", "answer": "4"}
+    with pytest.raises(ValueError, match="'QUESTION' and 'Question' differ in case only"):
+        problems_of(row)
+
+
+BODY = "Dave used 12 tickets and has 14 left"
+
+
+@pytest.mark.parametrize("columns", [
+    {"Body": BODY, "Question": "How many had he?"},
+    {"body": BODY, "question": "How many had he?"},
+    {"hint": BODY, "question": "How many had he?"},
+    {"context": BODY, "problem": "How many had he?"},
+    {"Body": f" {BODY} ", "Question": f"{BODY}\nHow many had he?"}])
+def test_what_a_question_needs_stands_before_it(columns):
+    found = problems_of(columns | {"Answer": "26 (tickets)"}, on_bad="fail")
+    assert found[0].question == f"{BODY}\nHow many had he?"
+    assert earns("26", found[0].answer, None)
+
+
+@pytest.mark.parametrize("empty", [None, "", " ", "nan"])
+def test_a_question_that_needs_nothing_stands_alone(empty):
+    rows = [{"hint": hint, "question": "How?", "answer": "4"} for hint in (empty, BODY)]
+    assert problems_of(*rows)[0].question == "How?"
+
+
+@pytest.mark.parametrize("numbers", ["18.0 10.0", "18 10", [18, 10], "[18, 10]"])
+def test_numbers_of_their_own_column_stand_in_the_question(numbers):
+    row = {"Question": "He has number0 and gives number1 , how many ?", "Numbers": numbers}
+    found = problems_of(row | {"Answer": 8.0}, on_bad="fail")
+    assert found[0].question == "He has 18 and gives 10 , how many ?"
+    assert found[0].answer == "8"
+
+
+@pytest.mark.parametrize("row", [
+    {"question": "He has number0 , how many ?", "answer": 8},
+    {"question": "He has number1 , how many ?", "answer": 8, "numbers": "18"},
+    {"question": "He has number0 , how many ?", "answer": 8, "numbers": None}])
+def test_a_question_without_its_numbers_is_refused(row):
+    good = row | {"question": "How many?"}
+    assert "and there is no number for it" in reason(row, good)
+
+
+# Choices
+
+def test_a_column_a_letter_is_a_choice():
+    row = {"question": "Which?", "A": "red", "B": "green", "C": "blue", "D": None, "answer": "C"}
+    found = problems_of(row, row | {"D": "white", "answer": "D"}, row | {"C": "", "answer": "B"})
+    assert [p.options[-1] for p in found] == ["blue", "white", "green"]
+    assert [wins(p) for p in found] == ["C", "D", "B"]
+    assert found.fields["options"] == "A+B+C+D"
+    assert reason(row | {"B": ""}, row) == "bad options: one of them is empty"
+    assert problems_of(row, map="options=A+B+C")[0].options == ("red", "green", "blue")
+
+
+def test_a_table_as_an_evaluation_kit_has_it(tmp_path):
+    picture = base64.b64encode(encoded(Image.new("RGB", (6, 6)))).decode()
+    head = ["index", "question", "hint", "A", "B", "C", "D", "answer", "category", "image"]
+    rows = [["1", "Which?", "nan", "red", "green", "nan", "nan", "B", "colour", picture],
+            ["2", "Which?", "It is wet.", "a", "b", "c", "d", "D", "thing", picture],
+            ["3", "How many?", "", "", "", "", "", "4", "thing", picture]]
+    text = "\n".join("\t".join(row) for row in [head, *rows])
+    (tmp_path/"set.tsv").write_text(text + "\n")
+    found = load_problems(tmp_path/"set.tsv", on_bad="fail")
+    assert [p.options for p in found] == [("red", "green"), tuple("abcd"), None]
+    assert [p.question for p in found] == ["Which?", "It is wet.\nWhich?", "How many?"]
+    assert [p.answer for p in found] == ["B", "D", "4"]
+    assert found.counts["pictured"] == 3
+
+
+@pytest.mark.parametrize("names", [
+    ["option_a", "option_b", "option_c"], ["optionA", "optionB", "optionC"],
+    ["Option A", "Option B", "Option C"], ["opa", "opb", "opc"],
+    ["choice_a", "choice_b", "choice_c"], ["option1", "option2", "option3"],
+    ["choice_0", "choice_1", "choice_2"]])
+def test_columns_of_choices_go_by_several_names(names):
+    row = dict(zip(names, ["red", "green", "blue"], strict=True))
+    found = problems_of(row | {"question": "Which?", "answer": "green"}, on_bad="fail")
+    assert found[0].options == ("red", "green", "blue")
+    assert wins(found[0]) == "B"
+
+
+def test_places_count_columns_of_choices():
+    row = {"question": "Which?", "opa": "red", "opb": "green", "opc": "blue"}
+    found = problems_of(row | {"label": 0}, row | {"label": 2}, on_bad="fail")
+    assert [wins(p) for p in found] == ["A", "C"]
+
+
+@pytest.mark.parametrize("choices", [
+    {"text": ["red", "green"], "label": ["A", "B"]},
+    {"text": ["red", "green"], "label": ["1", "2"]},
+    [{"text": "red", "label": "1"}, {"text": "green", "label": "2"}],
+    [{"key": "A", "value": "red"}, {"key": "B", "value": "green"}],
+    '{"A": "red", "B": "green"}', {"1": "red", "2": "green"}])
+def test_choices_with_labels_are_read(choices):
+    label = "2" if "2" in str(choices) else "B"
+    found = problems_of({"question": "Which?", "choices": choices, "answerKey": label})
+    assert found[0].options == ("red", "green")
+    assert wins(found[0]) == "B"
+
+
+def test_a_question_that_is_a_record_holds_its_choices():
+    choices = [{"text": "red", "label": "A"}, {"text": "green", "label": "B"}]
+    row = {"question": {"stem": "Which?", "choices": choices}, "answerKey": "B", "id": "x1"}
+    found = problems_of(row, on_bad="fail")
+    assert (found[0].question, found[0].options) == ("Which?", ("red", "green"))
+    assert wins(found[0]) == "B"
+
+
+@pytest.mark.parametrize("choices", [
+    "A. 5; B. 6.5; C. No correct answer", "(A) 5 (B) 6.5 (C) No correct answer",
+    "A: 5\nB: 6.5\nC: No correct answer", "Choices: A) 5 B) 6.5 C) No correct answer"])
+def test_choices_in_one_text_are_told_apart(choices):
+    row = {"question": "Which?", "option": choices, "answer": "B"}
+    found = problems_of(row, on_bad="fail")
+    assert found[0].options == ("5", "6.5", "No correct answer")
+    assert wins(found[0]) == "B"
+
+
+@pytest.mark.parametrize("choices, why", [
+    ("see the picture", "they are str, not a list"), ("B. 5; C. 6", "they are str, not a list"),
+    (["a.png", "b.png"], "they are pictures, as 'a.png'"),
+    ([{"word": "red"}, {"word": "green"}], "they are not texts")])
+def test_choices_that_cannot_be_read_are_refused(choices, why):
+    with pytest.raises(ValueError, match=f"bad options: {why}"):
+        problems_of({"question": "Which?", "option": choices, "answer": "B"})
+
+
+# Where pictures stand
+
+def pictures_of(count):
+    "Pictures that differ in width: 31, 32, ..."
+    return [{"bytes": encoded(Image.new("RGB", (31 + i, 30))), "path": None} for i in range(count)]
+
+
+def shown(problem):
+    "The prompt as text, with the width of each picture at its place, and the choices."
+    content = messages(problem, "")[0]["content"]
+    parts = [f"[{part['image'].width}]" if part["type"] == "image" else part["text"]
+             for part in content]
+    return "".join(parts)
+
+
+@pytest.mark.parametrize("question, choices, prompt", [
+    ("Is <image 1> like <image 2>?", None, "Is[31]like[32]?"),
+    ("Is <image_2> like <image1>?", None, "Is (image 2:)[32]like (image 1:)[31]?"),
+    ("Is <image 1> like <image 2>, as <image 1> is?", None,
+     "Is (image 1:)[31]like (image 2:)[32], as (image 1) is?"),
+    ("Which is like <image 1>?", ["<image 2>", "none"],
+     "Which is like (image 1:)[31]?\n(image 2:)[32]\nA. (image 2)\nB. none"),
+    ("Which is red?", ["<image 2>", "<image 1>"],
+     "Which is red?\n(image 2:)[32](image 1:)[31]\nA. (image 2)\nB. (image 1)"),
+    ("Which is red?", ["<image>", "<image>"],
+     "Which is red?\n(image 1:)[31](image 2:)[32]\nA. (image 1)\nB. (image 2)"),
+    ("Which is like <image>?", ["<image>", "none"],
+     "Which is like (image 1:)[31]?\n(image 2:)[32]\nA. (image 2)\nB. none"),
+    ("Which?", None, "[31][32]Which?")])
+def test_each_picture_stands_where_it_is_named(question, choices, prompt):
+    row = {"question": question, "images": pictures_of(2), "answer": "4"}
+    if choices:
+        row |= {"choices": choices, "answer": "A"}
+    found = problems_of(row, on_bad="fail")
+    assert shown(found[0]) == prompt
+
+
+def test_numbered_columns_are_the_pictures():
+    one, two, three = pictures_of(3)
+    row = {"question": "Is <image 3> like <image 1>?", "image_1": one, "image_2": None,
+           "image_3": three, "image_4": None, "answer": "yes"}
+    table = datasets.Dataset.from_list([row, row | {"image_2": two}, row | {"image_3": None}])
+    found = load_problems(table)
+    assert shown(found[0]) == "Is (image 3:)[33]like (image 1:)[31]?"
+    assert [skip["reason"] for skip in found.skipped] == [
+        "image tokens: picture 2 is named nowhere, but others are",
+        "image tokens: <image 3> is named but there is no picture of that number"]
+
+
+def test_a_gold_that_is_a_picture_among_the_choices_is_its_letter():
+    row = {"question": "Which?", "images": pictures_of(2), "choices": ["<image 1>", "<image 2>"]}
+    found = problems_of(row | {"answer": "<image 2>"}, on_bad="fail")
+    assert wins(found[0]) == "B"
+
+
+@pytest.mark.parametrize("question, choices, why", [
+    ("Is it <image 3>?", None, "<image 3> is named but there is no picture of that number"),
+    ("Is it <image 1>?", None, "picture 2 is named nowhere, but others are"),
+    ("Which?", ["<image>", "<image>", "<image>"], "<image 3> is named but there is no picture"),
+    ("Is it <image>?", None, "1 <image> in the question but 2 pictures")])
+def test_pictures_and_names_that_do_not_agree_are_refused(question, choices, why):
+    good = {"question": "Which?", "images": pictures_of(2), "answer": "A", "choices": ["x", "y"]}
+    said = reason(good | {"question": question, "choices": choices or ["x", "y"]}, good)
+    assert said.startswith(f"image tokens: {why}")

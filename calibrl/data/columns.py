@@ -6,17 +6,22 @@
 __all__ = []
 
 # %% ../../nbs/data/columns.ipynb #d4a75003
+import re
+from itertools import takewhile
 from typing import NamedTuple
 
 # %% ../../nbs/data/columns.ipynb #eb30c50c
 NAMES = dict(    # field of a Problem -> column names it goes by, the likeliest first
-    question=("question", "problem", "query", "prompt", "conversations", "messages"),
+    question=("question.stem", "question", "problem", "query", "prompt", "conversations",
+              "messages"),
     answer=("answer", "ground_truth", "final_answer", "label", "correct", "answerKey"),
     images=("images", "decoded_image", "image", "image_path", "image_paths", "imagename",
             "file_name"),
     expert=("expert", "solution", "rationale"),
-    options=("options", "choices"),
+    options=("question.choices", "options", "choices", "option"),
+    numbers=("numbers",),    # that belong into a question, in the place of number0, number1
     id=("id", "qid", "pid", "uid", "unique_id"))
+CONTEXT = ("body", "context", "passage", "hint")    # what stands before a question
 TALKS = ("conversations", "messages")    # a question, and what is answered
 TAGS = (    # columns that become tags, for breakdowns
     "category", "source", "data_source", "subject", "level", "difficulty", "family")
@@ -62,8 +67,8 @@ def parse_map(
     return {field.strip(): column.strip() for field, column in pairs}
 
 # %% ../../nbs/data/columns.ipynb #c819e327
-def has_column(features, column):
-    "Return whether a data set has a column; a dot goes into a record."
+def has_one(features, column):
+    "Return whether a data set has one column; a dot goes into a record."
     if column in features:
         return True
     for part in column.split("."):
@@ -75,19 +80,96 @@ def has_column(features, column):
             return False
     return True
 
+def parts_of(column, columns):
+    "Return the columns that a name joins; itself if there is a column of that name."
+    return [column] if column in columns else [part.strip() for part in column.split("+")]
+
+def has_column(features, column):
+    "Return whether a data set has all columns that a name joins."
+    return all(has_one(features, part) for part in parts_of(column, features))
+
 # %% ../../nbs/data/columns.ipynb #27ecb020
-def value_at(row, column):
-    "Return the value of a column; a dot goes into a record."
+def value_of(row, column):
+    "Return the value of one column; a dot goes into a record."
     if column in row:
         return row[column]
     for part in column.split("."):
         row = row.get(part) if isinstance(row, dict) else None
     return row
 
+def value_at(row, column):
+    "Return the value of a column, or the list of the values of several."
+    parts = parts_of(column, row)
+    values = [value_of(row, part) for part in parts]
+    return values[0] if len(parts) == 1 else values
+
+# %% ../../nbs/data/columns.ipynb #e92fa615
+def plain_name(column):
+    "Return the name of a column in small letters, without spaces and signs."
+    return re.sub(r"[\W_]+", "", column).casefold()
+
+def column_named(features, name):
+    "Return the column that goes by a name; empty without one."
+    if has_column(features, name):
+        return name
+    same = (column for column in features if plain_name(column) == plain_name(name))
+    return next(same, "")
+
+def refuse_twins(features, fields):
+    "Raise ValueError if a column that is read has another beside it that differs in case only."
+    for field, column in fields.items():
+        for part in parts_of(column, features):
+            twins = [name for name in features if name.casefold() == part.casefold()]
+            if len(twins) > 1:
+                raise ValueError(f"columns {twins[0]!r} and {twins[1]!r} differ in case only: say "
+                                 f"with map which is meant, as in {field}=NAME")
+
+# %% ../../nbs/data/columns.ipynb #541c0615
+CHOICE_HEADS = ("", "option", "choice", "op", "ending")
+PICTURE_HEADS = ("image", "img", "picture")
+COUNTS_FROM = ("ABCDEFGHIJ", "0123456789", "123456789")
+
+def end_of_series(features, head, end):
+    "Return the column of a series that has an end; a letter alone counts as it is, a digit never."
+    if head:
+        return column_named(features, head + end)
+    return end if end.isalpha() and end in features else ""
+
+def series(features, heads, starts, least):
+    "Return the columns of the first series that there is, joined; empty without one."
+    for head in heads:
+        for ends in starts:
+            names = (end_of_series(features, head, end) for end in ends)
+            found = list(takewhile(bool, names))
+            if len(found) >= least:
+                return "+".join(found)
+    return ""
+
+def with_context(features, question):
+    "Return the column of a question, joined to the texts that stand before it."
+    if plain_name(question) not in ("question", "problem", "query"):
+        return question
+    before = [column_named(features, name) for name in CONTEXT]
+    texts = [name for name in before
+             if name and "string" in getattr(features[name], "dtype", "")]
+    return "+".join([*texts, question])
+
+def joined_fields(features, fields, own):
+    "Return the fields that several columns make, where no column alone does."
+    found = {}
+    if not fields["options"] and "options" not in own:
+        found["options"] = series(features, CHOICE_HEADS, COUNTS_FROM, 2)
+    if not fields["images"]:
+        found["images"] = series(features, PICTURE_HEADS, COUNTS_FROM[1:], 1)
+    if fields["question"]:
+        found["question"] = with_context(features, fields["question"])
+    return found
+
 # %% ../../nbs/data/columns.ipynb #d4a75008
 def is_verdict(features, column):
     "Return whether `correct` says that something was right (a truth value), not what is right."
-    return column == "correct" and getattr(features[column], "dtype", "") == "bool"
+    is_correct = plain_name(column) == "correct"
+    return is_correct and getattr(features[column], "dtype", "") == "bool"
 
 def refuse_map(map, features):
     "Raise ValueError for a map that names no column, or says twice what a number is."
@@ -103,10 +185,16 @@ def refuse_map(map, features):
 # %% ../../nbs/data/columns.ipynb #d4a7500a
 def usual_fields(features):
     "Return {field: column} by the names that columns usually have; empty where there is none."
-    def is_known(column):
-        return has_column(features, column) and not is_verdict(features, column)
+    def is_there(name):
+        record, dot, _ = name.partition(".")
+        return not dot or isinstance(features.get(record), dict)
 
-    return {field: next(filter(is_known, names), "") for field, names in NAMES.items()}
+    fields = {}
+    for field, names in NAMES.items():
+        found = [column_named(features, name) for name in filter(is_there, names)]
+        known = [column for column in found if column and not is_verdict(features, column)]
+        fields[field] = known[0] if known else ""
+    return fields
 
 # %% ../../nbs/data/columns.ipynb #f05104ac
 def detect(
@@ -117,12 +205,16 @@ def detect(
     map = parse_map(map)
     refuse_map(map, features)
 
-    # The usual names, then the format's own columns, then what the caller knows
+    # The usual names, then the format's own columns, then several as one
     name = format_of(features)
     own = FORMATS[name].own
     fields = usual_fields(features)
     fields |= {field: c for field, c in own.items() if not c or has_column(features, c)}
-    fields |= {tag: tag for tag in TAGS if tag in features}
+    fields |= joined_fields(features, fields, own)
+    fields |= {tag: column_named(features, tag) for tag in TAGS}
+    refuse_twins(features, {field: c for field, c in fields.items() if c and field not in map})
+
+    # What the caller knows
     fields |= map
     fields["answer"] = next((map[r] for r in READINGS if map.get(r)), fields["answer"])
 

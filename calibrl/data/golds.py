@@ -10,9 +10,33 @@ import math
 import re
 from typing import NamedTuple, Optional
 
-from .columns import READINGS, value_at
-from .texts import Unusable, spelled
+from .columns import READINGS, parts_of, value_at
+from .pictures import is_picture_name
+from .texts import Unusable, is_missing, spelled
 from ..tasks import Problem, score
+
+# %% ../../nbs/data/golds.ipynb #6cad44ee
+CHOICE_MARK = re.compile(r"(?:(?<=\s)|(?<=[;,])|^)\(?([A-J])(?:[.:)]|(?<=\([A-J])\))\s*")
+CHOICES_HEAD = re.compile(r"\s*(?:Choices|Options|choice|options)\s*:?\s*$")
+
+def choices_in(
+    text,      # a question with its choices, or the choices alone
+)->tuple:      # (what stands before, list of choices); (text, []) where they are not sure
+    "Take choices lettered A, B, C, ... out of a text."
+    # Marks count only in the alphabet's order
+    marks = []
+    for mark in CHOICE_MARK.finditer(text):
+        if mark[1] == chr(65 + len(marks)):
+            marks.append(mark)
+    if len(marks) < 2:
+        return text, []
+
+    # Each choice goes up to the next mark
+    ends = [mark.start() for mark in marks[1:]] + [len(text)]
+    parts = [text[mark.end():end] for mark, end in zip(marks, ends, strict=True)]
+    found = [part.strip().rstrip(";,").strip() for part in parts]
+    stem = CHOICES_HEAD.sub("", text[:marks[0].start()]).strip()
+    return (stem, found) if all(found) else (text, [])
 
 # %% ../../nbs/data/golds.ipynb #d4a77005
 class Choices(NamedTuple):
@@ -20,12 +44,22 @@ class Choices(NamedTuple):
     texts: Optional[list]     # None if a row has none
     labels: Optional[list]    # as a file names them, None if it does not
 
+def is_blank(value):
+    "Return whether a choice is empty; some tables write `nan` for that."
+    return is_missing(value) or str(value).strip() in ("", "nan")
+
 def listed_choices(value):
-    "Return what a cell of choices holds, a string that is a list as that list, no empty entry."
+    "Return choices as a list or a record, if a text spells one, without the empty ones at its end."
     value = spelled(value)
-    # A table gives every row every row's letters
+    if isinstance(value, str):
+        before, found = choices_in(value.strip())
+        value = found if found and not before else value
     if isinstance(value, dict):
-        value = {name: text for name, text in value.items() if text is not None}
+        return {name: text for name, text in value.items() if not is_blank(text)}
+    if isinstance(value, (list, tuple)):
+        value = list(value)
+        while value and is_blank(value[-1]):
+            value.pop()
     return value
 
 def refuse_choices(texts, labels):
@@ -34,27 +68,42 @@ def refuse_choices(texts, labels):
         raise Unusable("bad options", f"they are {type(texts).__name__}, not a list")
     if not all(isinstance(text, (str, int, float)) or text is None for text in texts):
         raise Unusable("bad options", "they are not texts")
-    if any(text is None or not str(text).strip() for text in texts):
+    if any(map(is_blank, texts)):
         raise Unusable("bad options", "one of them is empty")
     if not all(math.isfinite(text) for text in texts if isinstance(text, float)):
         raise Unusable("bad options", "one of them is no number")
     if labels is not None and (not isinstance(labels, list) or len(labels) != len(texts)):
         raise Unusable("bad options", "their labels are not as many as they are")
+    picture = next(filter(is_picture_name, texts), None)
+    if picture:
+        raise Unusable("bad options", f"they are pictures, as {picture!r}")
 
 # %% ../../nbs/data/golds.ipynb #6e2f10b1
+TEXT_AND_LABEL = (("text", "label"), ("value", "key"), ("text", "id"), ("content", "label"))
+
+def labelled(value):
+    "Return texts and labels of choices that have them, in two lists or as records; else None."
+    for text, label in TEXT_AND_LABEL:
+        if isinstance(value, dict) and set(value) == {text, label}:
+            return value[text], value[label]
+        if isinstance(value, list) and all(isinstance(one, dict) and {text, label} <= set(one)
+                                           for one in value):
+            return [one[text] for one in value], [one[label] for one in value]
+    if not isinstance(value, dict):
+        return None
+    # A record by letter, which needs no label, or by number
+    labels = sorted(value, key=lambda label: (len(str(label)), str(label)))
+    is_lettered = labels == [chr(65 + i) for i in range(len(labels))]
+    return [value[label] for label in labels], None if is_lettered else labels
+
 def choices_of(value):
     "Return the choices that a cell holds."
     value = listed_choices(value)
     if not value and not isinstance(value, (int, float)):
         return Choices(None, None)
-    labels = None
-    if isinstance(value, dict) and set(value) == {"text", "label"}:
-        labels = value["label"]
-        value = value["text"]
-    elif isinstance(value, dict):
-        value = [value[letter] for letter in sorted(value)]
-    refuse_choices(value, labels)
-    return Choices(list(value), labels)
+    texts, labels = labelled(value) or (value, None)
+    refuse_choices(texts, labels)
+    return Choices(list(texts), labels)
 
 # %% ../../nbs/data/golds.ipynb #6e2f10b4
 def whole_number(value):
@@ -92,8 +141,8 @@ class NumberGold(NamedTuple):
 
 def number_golds(ds, fields):
     "Return a `NumberGold` for each row that has one; [] once a gold beside choices is no number."
-    both = (fields["answer"], fields["options"])
     names = ds.column_names
+    both = [part for field in ("answer", "options") for part in parts_of(fields[field], names)]
     columns = dict.fromkeys(name if name in names else name.split(".")[0] for name in both)
     pairs = []
     for row in ds.select_columns(list(columns)):
@@ -186,12 +235,14 @@ def gold_of(
     labels,     # of the choices, or None
     reading,    # one of READINGS, or None
 ):
-    "Return a gold as a letter where it is the place or the label of a choice; else as it is."
+    "Return a gold as a letter where it is a choice's place, label or picture; else as it is."
     if not choices:
         return value
-    if labels:
+    is_picture = isinstance(value, str) and value.strip().startswith("<image")
+    if labels or is_picture:
         named = str(value).strip()
-        at = [i for i, label in enumerate(labels) if str(label).strip() == named]
+        names = choices if is_picture else labels
+        at = [i for i, name in enumerate(names) if str(name).strip() == named]
         return letter_at(at[0], choices) if len(at) == 1 else value
     number = whole_number(value)
     if number is None or reading not in READINGS[:2]:

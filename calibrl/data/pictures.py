@@ -140,16 +140,19 @@ def decode_opened(image):
 # %% ../../nbs/data/pictures.ipynb #d4a70010
 PICTURE_STARTS = (b"\x89PNG", b"\xff\xd8\xff", b"GIF8", b"RIFF", b"BM", b"II*\0", b"MM\0*")
 
+def starts_picture(text):
+    "Return whether a text begins as a picture in base64 does."
+    start = "".join(text[:60].split())[:40]
+    if not re.fullmatch(r"[A-Za-z0-9+/]{40}", start):
+        return False
+    return base64.b64decode(start).startswith(PICTURE_STARTS)
+
 def is_base64(value):
     "Return whether a cell is base64 in the place of a path: it says so, is long, or a picture."
     if not isinstance(value, str):
         return False
-    if value.startswith("data:") or len(value) > 1000:    # no path is that long
-        return True
-    body = "".join(value.split())
-    if not re.fullmatch(r"[A-Za-z0-9+/]{40,}=*", body):
-        return False
-    return base64.b64decode(body[:40]).startswith(PICTURE_STARTS)
+    # No path is that long
+    return value.startswith("data:") or len(value) > 1000 or starts_picture(value)
 
 def from_base64(text):
     "Return the bytes of `data:image/png;base64,...`, or of the same without its head."
@@ -216,6 +219,22 @@ def recorded_images(record, root):
         keys = ", ".join(map(str, record)) or "(none)"
         raise ValueError(f"image is a record without bytes or path: its keys are {keys}")
     return as_images(inner, root)
+
+# %% ../../nbs/data/pictures.ipynb #8d0a921f
+PICTURE_NAME = re.compile(r"(?i)\S{1,300}\.(?:png|jpe?g|webp|gif|bmp|tiff?)")
+
+def is_picture_name(value):
+    "Return whether a cell is the name of a picture's file."
+    return isinstance(value, str) and bool(PICTURE_NAME.fullmatch(value.strip()))
+
+def looks_pictured(value):
+    "Return whether a cell looks like a picture: a path, bytes, base64, or a list of these."
+    value = spelled(value)
+    if isinstance(value, list):
+        return any(looks_pictured(entry) for entry in value[:5])
+    if isinstance(value, dict):
+        return isinstance(value.get("bytes"), bytes) or looks_pictured(value.get("path"))
+    return is_picture_name(value) or (isinstance(value, str) and starts_picture(value))
 
 # %% ../../nbs/data/pictures.ipynb #52e1b1ba
 def stored_bytes(value, root):

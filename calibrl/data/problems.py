@@ -18,12 +18,12 @@ from typing import Any, NamedTuple
 
 from tqdm.auto import tqdm
 
-from .columns import FORMATS, detect, parse_map, value_at
+from .columns import FORMATS, detect, parse_map, parts_of, value_at
 from .golds import number_reading, whole_number
-from .pictures import is_within
+from .pictures import is_within, looks_pictured
 from .rows import read_row, refuse_problem
 from .sources import read_rows
-from .texts import Unusable
+from .texts import Unusable, spelled
 from ..tasks import score
 
 # %% ../../nbs/data/problems.ipynb #d4a79006
@@ -170,7 +170,10 @@ def picture_roots(problems, file, root):
 
 def has_system(question):
     "Return whether a question's cell is a conversation with a system message."
-    return isinstance(question, list) and any(m.get("role") == "system" for m in question)
+    turns = spelled(question)
+    turns = turns if isinstance(turns, list) else []
+    return any("system" in (turn.get("role"), turn.get("from"))
+               for turn in turns if isinstance(turn, dict))
 
 def checked_row(problems, ds, i, row, wishes):
     "Return what row `i` holds, checked and judged, and its prompt's tokens or None."
@@ -228,16 +231,6 @@ def source_folder(source):
     return path.parent if path.is_file() else None
 
 # %% ../../nbs/data/problems.ipynb #d4a7900d
-PICTURE_NAME = re.compile(r"(?i)\S{1,300}\.(?:png|jpe?g|webp|gif|bmp|tiff?)")
-
-def looks_pictured(value):
-    "Return whether a cell looks like a picture: a path, bytes, or a list of these."
-    if isinstance(value, list):
-        return any(looks_pictured(entry) for entry in value[:5])
-    if isinstance(value, dict):
-        return isinstance(value.get("bytes"), bytes) or looks_pictured(value.get("path"))
-    return isinstance(value, str) and bool(PICTURE_NAME.fullmatch(value.strip()))
-
 def names_choice(gold, choices):
     "Return whether a gold may be the letter or the place of one of some texts."
     if not isinstance(choices, list) or len(choices) < 2:
@@ -253,7 +246,9 @@ def names_choice(gold, choices):
 # %% ../../nbs/data/problems.ipynb #d4a7900a
 def unread_columns(ds, fields):
     "Return the columns of pictures and of choices that no field reads, None for each without."
-    rest = [name for name in ds.column_names if name not in fields.values()]
+    names = ds.column_names
+    read = [part for column in fields.values() for part in parts_of(column, names)]
+    rest = [name for name in names if name not in read]
     if not rest:
         return None, None
     few = ds.select(range(min(len(ds), 20))).to_list()
@@ -264,11 +259,7 @@ def unread_columns(ds, fields):
         return all(map(names_choice, golds, cells))
 
     pictures = (name for name in rest if any(looks_pictured(row[name]) for row in few))
-    choices = next(filter(holds_choices, rest), None)
-    lettered = [letter for letter in "ABCDEFGHIJ" if letter in rest]
-    if choices is None and all(names_choice(gold, lettered) for gold in golds):
-        choices = ", ".join(lettered)
-    return next(pictures, None), choices
+    return next(pictures, None), next(filter(holds_choices, rest), None)
 
 # %% ../../nbs/data/problems.ipynb #c4f8c93a
 def refuse_unread(ds, fields, told):

@@ -11,11 +11,12 @@ import re
 from pathlib import Path
 from typing import NamedTuple
 
-from .columns import NAMES, READINGS, value_at
+from .columns import NAMES, READINGS, parts_of, value_at
 from .golds import choices_of, gold_of, refuse_other
-from .pictures import as_images, stored_bytes
+from .marks import placed
+from .pictures import as_images, is_empty, stored_bytes
 from .texts import (Unusable, answer_of, expert_of, in_tags, question_of,
-                                without_marks)
+                                spelled, with_numbers, without_marks)
 from ..tasks import Problem, score
 
 # %% ../../nbs/data/rows.ipynb #f06753ff
@@ -23,17 +24,19 @@ class Cell:
     "Where the pictures of a problem are."
     def __init__(
         self,
-        ds,        # data set, or a list of rows
-        column,    # of the pictures; a dot goes into a record
-        row,       # its number, from 0
-        root,      # folder that paths start from
-        where,     # the row in words, for errors
+        ds,            # data set, or a list of rows
+        column,        # of the pictures; a dot goes into a record
+        row,           # its number, from 0
+        root,          # folder that paths start from
+        where,         # the row in words, for errors
+        order=None,    # places of the pictures, as they are shown; None: as they come
     ):
         self.ds = ds
         self.column = column
         self.row = row
         self.root = root
         self.where = where
+        self.order = order
 
     def raw(self):
         "Return the bytes of the pictures as they are stored, undecoded, one after the other."
@@ -44,9 +47,11 @@ class Cell:
 def cell_images(cell):
     "Return the pictures of a cell; those of the last 32 cells are at hand."
     try:
-        return as_images(value_at(cell.ds[cell.row], cell.column), cell.root)
+        pictures = as_images(value_at(cell.ds[cell.row], cell.column), cell.root)
     except ValueError as error:
         raise ValueError(f"{cell.where}: {error}") from None
+    order = range(len(pictures)) if cell.order is None else cell.order
+    return tuple(pictures[place] for place in order)
 
 # %% ../../nbs/data/rows.ipynb #3fdca00e
 class FileProblem(Problem):
@@ -148,12 +153,24 @@ def picture_sizes(value, roots):
     raise Unusable("bad image", why)
 
 # %% ../../nbs/data/rows.ipynb #fd5eb7cd
-def marked(question, pictures):
-    "Return a question with `<image>` for `<image 1>`, ... where each picture is named once."
-    numbers = re.findall(r"<image ?(\d+)>", question)
-    if numbers != [str(i + 1) for i in range(pictures)]:
-        return question
-    return re.sub(r"<image ?\d+>", "<image>", question)
+def picture_numbers(row, column, count):
+    "Return the numbers of a row's pictures: those of its columns if there are several, else 1, ..."
+    names = [name for name in parts_of(column, row) if not is_empty(value_at(row, name))]
+    ends = [re.search(r"\d+$", name) for name in names]
+    if len(names) == count and all(ends):
+        return [int(end[0]) for end in ends]
+    return list(range(1, count + 1))
+
+def placed_pictures(question, options, numbers, sheet=False):
+    "Return question and choices with places for all pictures, and the order of these."
+    texts = [str(option) for option in options or ()]
+    found = placed(question, texts, numbers, sheet)
+    unnamed = next((number for number in numbers if number not in found.order), None)
+    if unnamed is not None:
+        said = f"picture {unnamed} is named nowhere, but others are"
+        raise Unusable("image tokens", said)
+    order = [numbers.index(number) for number in found.order]
+    return found.question, found.options or None, order
 
 def row_question(row, at, fields):
     "Return the question of a row."
@@ -166,7 +183,7 @@ def row_question(row, at, fields):
         question = bare.strip()
     if not question:
         raise Unusable("no question", "it is empty")
-    return question
+    return with_numbers(question, at.get("numbers"))
 
 # %% ../../nbs/data/rows.ipynb #d4a78007
 def row_answer(ds, at, fields):
@@ -228,10 +245,15 @@ def read_row(
     expert = row_expert(row, at, answer)
     root, sizes = picture_sizes(at.get("images"), roots)
 
-    # Its pictures wait
+    # Its pictures wait, in the order of their places
+    numbers = picture_numbers(row, fields.get("images", ""), len(sizes))
+    sheet = len(sizes) == 1 and not isinstance(spelled(at["images"]), (list, tuple))
+    question, options, order = placed_pictures(question, options, numbers, sheet)
     file, number = where
-    images = Cell(ds, fields["images"], i, root, f"{file}, row {number}") if sizes else ()
+    images = ()
+    if sizes:
+        images = Cell(ds, fields["images"], i, root, f"{file}, row {number}", order)
     tagged = expert and in_tags(expert)
-    problem = FileProblem(marked(question, len(sizes)), answer, images, tagged, options,
-                          row_id(at, where), row_tags(at, fields))
+    problem = FileProblem(question, answer, images, tagged, options, row_id(at, where),
+                          row_tags(at, fields))
     return ReadRow(problem, sizes, bool(expert) and tagged != expert)

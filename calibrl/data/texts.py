@@ -72,10 +72,21 @@ def turns_of(value):
     return [turn for turn in turns if turn.role != "system"]
 
 # %% ../../nbs/data/texts.ipynb #8c5c4151
+def joined(texts):
+    "Return a question below the texts that it needs, without those that it holds already."
+    filled = [text.strip() if isinstance(text, str) and text.strip() != "nan" else ""
+              for text in texts]
+    *before, question = filled
+    held = " ".join(question.split())
+    before = [text for text in before if " ".join(text.split()) not in held]
+    return "\n".join([*before, question]) if question else ""
+
 def question_of(value):
     "Return the text of a question, or of the turn of a conversation that asks it."
     turns = turns_of(value)
     if turns is None:
+        if isinstance(value, (list, tuple)) and value:
+            return joined(value)
         if isinstance(value, str):
             return value.strip()
         raise Unusable("no question", f"it is {type(value).__name__}, not a text or messages")
@@ -84,6 +95,25 @@ def question_of(value):
         said = ", ".join(str(role) for role in roles) or "(none)"
         raise Unusable("no question", f"its turns are {said}, not one of a user")
     return turns[0].text
+
+
+# %% ../../nbs/data/texts.ipynb #955139fa
+SLOT = re.compile(r"\bnumber(\d+)\b")
+
+def with_numbers(question, numbers):
+    "Return a question with its numbers in the place of `number0`, `number1`; refuse it without."
+    values = spelled(numbers)
+    if not isinstance(values, list):
+        values = [] if is_missing(values) else str(values).split()
+    known = [re.sub(r"\.0+$", "", str(value)) for value in values]
+
+    def fill(slot):
+        if int(slot[1]) >= len(known):
+            said = f"it holds {slot[0]}, and there is no number for it"
+            raise Unusable("no question", said)
+        return known[int(slot[1])]
+
+    return SLOT.sub(fill, question)
 
 # %% ../../nbs/data/texts.ipynb #25aeb996
 def boxes(text):

@@ -8,55 +8,22 @@ __all__ = []
 # %% ../../nbs/eval/readers.ipynb #8b08a934
 import re
 
-from calibrl.eval.rules import BOX, text_list, until_closed
-
-# %% ../../nbs/eval/readers.ipynb #a9e7e570
-CHOICE_MARK = re.compile(r"(?:(?<=\s)|(?<=[;,])|^)\(?([A-J])(?:[.:)]|(?<=\([A-J])\))\s*")
-CHOICES_HEAD = re.compile(r"\s*(?:Choices|Options|choice|options)\s*:?\s*$")
-
-def choices_in(
-    text:str,    # a question with its choices, or the choices alone
-)->tuple:        # (what stands before, list of choices); (text, []) where they are not sure
-    "Take choices lettered A, B, C, ... out of a text."
-    # marks count only in the alphabet's order
-    marks = []
-    for mark in CHOICE_MARK.finditer(text):
-        if mark[1] == chr(65 + len(marks)):
-            marks.append(mark)
-    if len(marks) < 2:
-        return text, []
-
-    # each choice goes up to the next mark
-    ends = [mark.start() for mark in marks[1:]] + [len(text)]
-    parts = [text[mark.end():end] for mark, end in zip(marks, ends, strict=True)]
-    found = [part.strip().rstrip(";,").strip() for part in parts]
-    stem = CHOICES_HEAD.sub("", text[:marks[0].start()]).strip()
-    return (stem, found) if all(found) else (text, [])
+from calibrl.data.golds import choices_in
+from calibrl.data.marks import placed
+from calibrl.data.texts import answer_of
+from calibrl.eval.rules import text_list
 
 # %% ../../nbs/eval/readers.ipynb #f734a81d
-IMAGE_MARK = re.compile(r"<image (\d)>")
-
 def numbered_images(
     row:dict,        # with columns image_1, image_2, ...
     question:str,    # with `<image 1>`, `<image 2>`, ...
     options:list,    # the same
 )->tuple:            # (question with `<image>` at its places, options, the images in that order)
-    "Name each image once, where the question does; those of choices come after the question."
-    order = []
-
-    def place(mark):
-        n = mark[1]
-        if n in order or row.get(f"image_{n}") is None:
-            return f"(image {n})"
-        order.append(n)
-        return f"(image {n}:) <image>"
-
-    question = IMAGE_MARK.sub(place, question)
-    for n in IMAGE_MARK.findall(" ".join(options)):
-        if n not in order and row.get(f"image_{n}") is not None:
-            order.append(n)
-            question += f"\n(image {n}:) <image>"
-    options = [IMAGE_MARK.sub(r"(image \1)", option) for option in options]
+    "Show each image that question or choices name; others belong to the explanation."
+    numbers = [n for n in range(1, 10) if row.get(f"image_{n}") is not None]
+    if not numbers:
+        return question, options, []
+    question, options, order = placed(question, options, numbers)
     return question, options, [row[f"image_{n}"] for n in order]
 
 # %% ../../nbs/eval/readers.ipynb #ea95df38
@@ -86,16 +53,11 @@ def tags(**named)->dict:
     there = {name: value for name, value in named.items() if value is not None}
     return {name: str(value) for name, value in there.items() if str(value).strip()}
 
-def plain(value)->str:
-    "Return a truth as text: 14.0 is 14, a boxed or tagged answer is unwrapped."
-    if isinstance(value, float):
-        whole = value.is_integer() and abs(value) < 1e15
-        return repr(int(value)) if whole else repr(value)
-    text = re.sub(r"(?s)^.*<answer>(.*)</answer>.*$", r"\1", str(value)).strip()
-    if not text.startswith(BOX):
-        return text
-    inside = until_closed(text[len(BOX):])
-    return inside if text.endswith(inside + "}") and text.count(BOX) == 1 else text
+def plain(value, choices=None)->str:
+    "Return a truth as text, read as for training; several truths are a list in a text."
+    if isinstance(value, (list, tuple)) and len(value) > 1:
+        value = str(list(value))
+    return answer_of(value, choices=choices)
 
 # %% ../../nbs/eval/readers.ipynb #c6b5a96e
 def geometry3k(row):
@@ -207,8 +169,8 @@ def mathvision(row):
     options = text_list(row.get("options"))
     if [option.strip() for option in options] == list("ABCDE")[:len(options)]:
         options = None                  # letters alone: the choices stand in the image
-    question = re.sub(r"<image\d+>", "", need(row, "question")).strip()
-    return dict(question=question, answer=plain(need(row, "answer")), options=options,
+    question, shown, _ = placed(need(row, "question"), options or [], [1], sheet=True)
+    return dict(question=question, answer=plain(need(row, "answer")), options=shown or None,
                 images=first(row, "decoded_image", "image"), id=row.get("id"),
                 tags=tags(rule="two_decimals", subject=row.get("subject"),
                           level=row.get("level")))
