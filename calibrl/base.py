@@ -6,12 +6,13 @@
 __all__ = ['export']
 
 # %% ../nbs/01c_base.ipynb #98a016c0
-import hashlib, json, os, shutil, warnings
+import hashlib, json, warnings
 from pathlib import Path
 
 import torch
 
 from .engine import register_attention
+from .files import replace_folder, write_atomic
 
 # %% ../nbs/01c_base.ipynb #c5691309
 def one_line(error)->str:
@@ -278,7 +279,7 @@ def save_adapter(model,    # peft model
                          "load it with a lora_rank or an adapter")
     model.save_pretrained(str(path))
     note = {"model": model.get_base_model().config._name_or_path, "fingerprint": fingerprint(model)}
-    (Path(path)/"base.json").write_text(json.dumps(note) + "\n")
+    write_atomic(Path(path)/"base.json", json.dumps(note) + "\n")
 
 # %% ../nbs/01c_base.ipynb #58a4ad37
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
@@ -324,12 +325,8 @@ def export(run:str,               # run folder, or folder of an adapter
     merged = add_adapter(frozen, adapter=folder).merge_and_unload(safe_merge=True)
 
     # All of it or nothing
-    part = out.with_name(out.name + ".part")
-    shutil.rmtree(part, ignore_errors=True)
-    merged.save_pretrained(part)
-    processor.save_pretrained(part)
-    if out.exists():
-        out.rmdir()
-    os.replace(part, out)
+    with replace_folder(out) as new:
+        merged.save_pretrained(new)
+        processor.save_pretrained(new)
     count = sum(weight.numel() for weight in merged.parameters())
     print(f"{out}: {count:,} parameters in {dtype}, {base} with the adapter of {run}")

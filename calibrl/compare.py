@@ -23,9 +23,9 @@ from pathlib import Path
 import numpy as np
 
 from calibrl.eval import evaluate, pass_at_k
-from calibrl.eval.answers import read_jsonl
 from calibrl.eval.hashes import changes, data_hash, files_hash, identity
 from calibrl.eval.stats import mean, seeds_interval as interval
+from calibrl.files import read_jsonl, write_atomic
 from calibrl.train import Config, end_with, train
 
 # %% ../nbs/04_compare.ipynb #b476e769
@@ -184,9 +184,7 @@ def record_path(out, spec:str, seed:int)->Path:
 
 def write_record(path, record):
     "Write a record in full or not at all."
-    part = path.with_suffix(f".part{os.getpid()}")
-    part.write_text(json.dumps(record, separators=(",", ":")) + "\n")
-    os.replace(part, path)
+    write_atomic(path, json.dumps(record, separators=(",", ":")) + "\n")
 
 def curve_of(record:dict, name:str)->list:
     "Return a metric step by step."
@@ -248,7 +246,7 @@ def train_phases(policy, pool, phases, path)->list:
         for row in train(policy, pool, cfg):
             curve.append([float(f"{row[name]:.4g}") for name in KEEP])
             at = f"{len(curve)} {row['accuracy']:.3f} {row['entropy']:.3f}"
-            path.with_suffix(".at").write_text(at)
+            write_atomic(path.with_suffix(".at"), at, durable=False)
     return curve
 
 # %% ../nbs/04_compare.ipynb #8ffb5b29
@@ -647,5 +645,5 @@ def compare_methods(
     exam = dict(size=24, k=4) if quick else {}
     rows = compare(specs, numbers, cfg, out, show=partial(print, flush=True), world=world, **exam)
     text = comparison_text(rows, world, cfg)
-    (Path(out)/"table.md").write_text(text + "\n")
+    write_atomic(Path(out)/"table.md", text + "\n")
     print(f"\n{text}\n\nThe records and this table are in {out}; more seeds go on from there.")

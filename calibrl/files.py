@@ -11,19 +11,22 @@ from contextlib import contextmanager
 from pathlib import Path
 
 # %% ../nbs/00f_files.ipynb #dbe27920
-def write_atomic(path,         # of the file
-                 text:str,     # all of its content
+def write_atomic(path,             # of the file
+                 content,          # all of it: bytes, or text, which becomes UTF-8
+                 durable=True,     # wait until it is on disk
                 ):
     "Write a file such that a crash leaves the old one or the new one, never a part."
     path = Path(path)
-    new = path.with_name(f".{path.name}.new")
+    new = path.with_name(f".{path.name}.{os.getpid()}.new")
+    data = content.encode("utf-8", "backslashreplace") if isinstance(content, str) else content
     try:
-        with open(new, "w", encoding="utf-8") as file:
-            file.write(text)
+        with open(new, "wb") as file:
+            file.write(data)
             file.flush()
-            os.fsync(file.fileno())
+            if durable:
+                os.fsync(file.fileno())
         os.replace(new, path)
-    except OSError:
+    except BaseException:
         new.unlink(missing_ok=True)
         raise
 
@@ -45,9 +48,9 @@ def replace_folder(folder,          # to be made or replaced whole
     "Write a folder such that a crash leaves the old one or the new one, never a part."
     folder = Path(folder)
     new = folder.with_name(f".{folder.name}.new")
+    shutil.rmtree(new, ignore_errors=True)
+    new.mkdir(parents=True)
     try:
-        shutil.rmtree(new, ignore_errors=True)
-        new.mkdir(parents=True)
         yield new
         if durable:
             sync_folder(new)
@@ -56,7 +59,7 @@ def replace_folder(folder,          # to be made or replaced whole
         new.rename(folder)
         if durable:
             sync_folder(folder.parent)
-    except OSError:
+    except BaseException:
         shutil.rmtree(new, ignore_errors=True)
         raise
 
@@ -83,12 +86,26 @@ def finite_or_none(value):
         return None
     return value
 
+# %% ../nbs/00f_files.ipynb #53155c71
+LINE_ENDS = {ord(c): f"\\u{ord(c):04x}" for c in "\u0085\u2028\u2029"}    # to some readers
+
+def jsonl_line(row:dict)->bytes:
+    "Return a row as one line of a JSON Lines file; half of a surrogate pair is escaped."
+    text = json.dumps(finite_or_none(row), ensure_ascii=False).translate(LINE_ENDS) + "\n"
+    return text.encode("utf-8", "backslashreplace")
+
 # %% ../nbs/00f_files.ipynb #4fa85fb6
+def write_jsonl(path,     # of the file
+                rows,     # dicts
+               ):
+    "Write rows as a JSON Lines file, whole or not at all."
+    write_atomic(path, b"".join(map(jsonl_line, rows)))
+
 def append_row(file,       # open for bytes, unbuffered
                row:dict,   # becomes one line
               ):
     "Append a row to a JSON Lines file, or raise OSError that names the file."
-    line = (json.dumps(finite_or_none(row)) + "\n").encode()
+    line = jsonl_line(row)
     try:
         if file.write(line) < len(line):
             raise OSError(28, "No space left on device")
@@ -119,18 +136,23 @@ def is_json(line:bytes)->bool:
     "Return whether a line can be read."
     try:
         json.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):
         return False
     return True
 
+def row_advice(path)->str:
+    "Return what to do about a line that cannot be read."
+    if Path(path).name == "answers.jsonl":
+        return "mend the line, or take it out and give the same command: it is asked again"
+    return "mend the line"
+
 def json_row(path, number:int, line:bytes)->dict:
     "Return one line as a dict, or raise ValueError that names it."
-    advice = "mend the line or take it out (an answer that is taken out is asked for again)"
     try:
         row = json.loads(line.decode())
     except (ValueError, RecursionError) as e:
-        raise ValueError(f"{path}, line {number}: no JSON ({e}); {advice}") from None
+        raise ValueError(f"{path}, line {number}: no JSON ({e}); {row_advice(path)}") from None
     if not isinstance(row, dict):
         kind = type(row).__name__
-        raise ValueError(f"{path}, line {number}: no JSON object but {kind}; {advice}")
+        raise ValueError(f"{path}, line {number}: no JSON object but {kind}; {row_advice(path)}")
     return row

@@ -22,6 +22,7 @@ from statistics import median
 
 import torch
 
+from .files import write_atomic
 from .rollout import (LORA_TARGETS, Policy, add_adapter, collate, encode, head_logps,
                              rollout)
 from .tasks import INSTRUCTION, Problem
@@ -725,7 +726,7 @@ def run_cases(
                 raise
             print(f"{name}: left out, {error}", flush=True)
         records = [row | {"machine": machine()} for row in rows]
-        path.write_text(json.dumps(records, indent=1) + "\n")
+        write_atomic(path, json.dumps(records, indent=1) + "\n")
         last = 2 if name.startswith("head/") else 1
         for row in rows if whole else rows[-last:]:
             print(record_line(row), flush=True)
@@ -884,5 +885,5 @@ def growth(
     written = {"rows": rows, "spent": spent(policy), "machine": machine()}
     folder = Path(out)
     folder.mkdir(parents=True, exist_ok=True)
-    (folder/"growth.json").write_text(json.dumps(written, indent=1) + "\n")
+    write_atomic(folder/"growth.json", json.dumps(written, indent=1) + "\n")
     return rows

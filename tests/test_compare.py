@@ -44,7 +44,7 @@ def test_every_run_leaves_a_complete_record(folder):
     found = C.records(out)
     assert [r["spec"] for r in found] == ["grpo", "sft_grpo:experts=half"]
     assert len(lines) == 2
-    assert not list(out.glob("*.at")) + list(out.glob("*.part*"))
+    assert not list(out.glob("*.at")) + list(out.glob(".*"))
     for record in found:
         complete(record)
     assert found[1]["experts"] == "half"

@@ -567,7 +567,7 @@ STRANGE = "a\u2028b\u2029c\u0085d\x0be\x1cf\rg"      # where str.splitlines ends
 
 def test_rows_end_at_newlines_alone(tmp_path):
     "Written by us or by others, a row with any character in it is read again."
-    from calibrl.eval import jsonl_line, read_jsonl
+    from calibrl.files import jsonl_line, read_jsonl
     rows = [{"a": STRANGE}, {"a": "\ud800"}, {"a": 1}]
     (tmp_path/"a.jsonl").write_bytes(b"".join(map(jsonl_line, rows)))
     assert read_jsonl(tmp_path/"a.jsonl") == rows

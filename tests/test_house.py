@@ -35,10 +35,10 @@ sys.path.insert(0, str(ROOT/"tools"))
 # is named with its wing, and the wing's name alone is its face. A room without a row is refused.
 MAY_USE = {
     "algebra": {"tasks", "worlds.kit", "worlds.solutions", "worlds.start", "worlds.worded"},
-    "base": {"engine"},
+    "base": {"engine", "files"},
     "benchmarks": {"eval.benchmarks", "eval.rules"},
-    "compare": {"algebra", "eval", "eval.answers", "eval.hashes", "eval.stats", "geometry",
-                "rollout", "train"},
+    "compare": {"algebra", "eval", "eval.hashes", "eval.stats", "files", "geometry", "rollout",
+                "train"},
     "config": {"files", "loss"},
     "data": {"data.check", "data.columns", "data.pictures", "data.problems", "data.rows",
              "data.sources"},
@@ -59,15 +59,15 @@ MAY_USE = {
     "engine": {"tasks"},
     "eval": {"eval.answers", "eval.benchmarks", "eval.hashes", "eval.lmms", "eval.report",
              "eval.resume", "eval.stats", "eval.tables"},
-    "eval.answers": {"eval.rules", "rollout"},
+    "eval.answers": {"eval.rules", "files", "rollout"},
     "eval.benchmarks": {"eval.copies", "eval.metrics", "eval.readers", "geometry"},
     "eval.copies": {"data", "data.json_files", "data.pictures", "eval.rules", "tasks"},
     "eval.hashes": {"rollout", "tasks"},
-    "eval.lmms": {"eval.answers", "eval.benchmarks", "eval.stats", "eval.tables", "tasks"},
+    "eval.lmms": {"eval.answers", "eval.benchmarks", "eval.stats", "eval.tables", "files", "tasks"},
     "eval.metrics": {"eval.stats"},
     "eval.readers": {"data.golds", "data.marks", "data.texts", "eval.rules"},
-    "eval.report": {"eval.answers", "eval.lmms", "eval.stats", "eval.tables"},
-    "eval.resume": {"eval.answers", "eval.hashes", "rollout", "tasks"},
+    "eval.report": {"eval.answers", "eval.lmms", "eval.stats", "eval.tables", "files"},
+    "eval.resume": {"eval.answers", "eval.hashes", "files", "rollout", "tasks"},
     "eval.rules": {"data.texts", "tasks", "verify.choices", "verify.clean", "verify.forms",
                    "verify.letters", "verify.numbers", "verify.parse", "verify.sentence",
                    "verify.spelled", "verify.tags"},
@@ -90,9 +90,9 @@ MAY_USE = {
     "rollout": {"base", "engine", "policy", "tasks"},
     "runs": set(),
     "runs.checkpoints": {"files", "rollout"},
-    "runs.demo": {"config", "eval", "geometry", "rollout", "runs.folder", "runs.loop",
+    "runs.demo": {"config", "eval", "files", "geometry", "rollout", "runs.folder", "runs.loop",
                   "runs.report", "runs.sources", "runs.tables", "viz"},
-    "runs.evaluation": {"eval", "rollout", "runs.folder", "runs.sources", "runs.tables"},
+    "runs.evaluation": {"eval", "files", "rollout", "runs.folder", "runs.sources", "runs.tables"},
     "runs.folder": {"config"},
     "runs.launch": {"parallel"},
     "runs.logs": {"files"},
@@ -103,7 +103,7 @@ MAY_USE = {
     "runs.start": {"config", "files", "parallel", "rollout", "runs.checkpoints", "runs.folder",
                    "runs.launch", "runs.loop", "runs.report", "runs.sources"},
     "runs.tables": set(),
-    "speed": {"rollout", "tasks", "train"},
+    "speed": {"files", "rollout", "tasks", "train"},
     "tasks": {"verify.clean", "verify.decide", "verify.sandbox", "verify.tags", "verify.truth"},
     "train": {"config", "loss", "methods", "parallel", "records", "rollout", "tasks"},
     "verify": set(),
@@ -409,6 +409,35 @@ def test_the_rule_about_code_sees_what_it_forbids():
         assert trusting(f"def f():\n    x = {call}") == [call]
     assert trusting("AutoProcessor.from_pretrained(m, trust_remote_code=False)") == []
     assert trusting("Policy.from_pretrained(m)") == []
+
+
+def written_in_place(source):
+    "Calls that write a whole file under its own name, in code as text."
+    out = []
+    for node in ast.walk(ast.parse(source)):
+        if not isinstance(node, ast.Call):
+            continue
+        name = getattr(node.func, "attr", getattr(node.func, "id", ""))
+        strings = {arg.value for arg in [*node.args, *(k.value for k in node.keywords)]
+                   if isinstance(arg, ast.Constant)}
+        if name in ("write_text", "write_bytes") or name == "open" and strings & {"w", "wb"}:
+            out.append(ast.unparse(node))
+    return out
+
+
+# Nothing of ours, or a log that grows line by line; and `files` is what writes for the others
+IN_PLACE = {
+    "data.problems": ["open(skipped, 'w', encoding='utf-8')"],
+    "files": ["open(new, 'wb')", "open(probe, 'w')"],
+    "runs.launch": ["open(os.devnull, 'w')"],
+    "speed": ["Path('/proc/self/clear_refs').write_text('5')"],
+}
+
+
+@pytest.mark.parametrize("room", MODULES)
+def test_no_file_is_written_in_place(room):
+    found = written_in_place(MODULES[room].read_text(encoding="utf-8"))
+    assert found == IN_PLACE.get(room, []), "use `files.write_atomic`"
 
 
 NEWER = ["contextlib.chdir", "import tomllib", "datetime.UTC", "StrEnum", "ExceptionGroup",

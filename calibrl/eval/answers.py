@@ -6,10 +6,8 @@
 __all__ = ['evaluate', 'read_answers']
 
 # %% ../../nbs/eval/answers.ipynb #1d9addc4
-import json
-from pathlib import Path
-
 from calibrl.eval.rules import judge, verified
+from calibrl.files import read_jsonl
 from calibrl.rollout import Policy
 
 # %% ../../nbs/eval/answers.ipynb #cdc33226
@@ -111,58 +109,6 @@ def evaluate(
         rows += ask(policy, problems[start:start+size], k, temperature, max_new_tokens,
                     batch_seed(seed, start))
     return rows
-
-# %% ../../nbs/eval/answers.ipynb #97ac0024
-def read_row(path, n, line)->dict:
-    "Return one line as a dict, or raise an error that names it."
-    advice = "mend the line or take it out (an answer that is taken out is asked for again)"
-    try:
-        row = json.loads(line.decode())
-    except (ValueError, RecursionError) as e:
-        raise ValueError(f"{path}, line {n}: no JSON ({e}); {advice}") from None
-    if not isinstance(row, dict):
-        kind = type(row).__name__
-        raise ValueError(f"{path}, line {n}: no JSON object but {kind}; {advice}")
-    return row
-
-def is_json(text)->bool:
-    "Return whether some bytes are whole JSON."
-    try:
-        json.loads(text)
-        return True
-    except ValueError:
-        return False
-
-# %% ../../nbs/eval/answers.ipynb #7b3f3b57
-def read_jsonl(
-    path,          # a JSON Lines file; where there is none, there are no rows
-    mend=False,    # cut off a last line that was not finished, so that rows can follow
-)->list:           # a dict a line
-    "Return the rows of a JSON Lines file, split at newline bytes, without a half-written last one."
-    path = Path(path)
-    if not path.exists():
-        return []
-    data = path.read_bytes()
-    *lines, last = data.removeprefix(b"\xef\xbb\xbf").split(b"\n")
-
-    # a last line without its end is whole or half: only a whole one can be read
-    if mend and last:
-        with open(path, "r+b") as file:
-            file.truncate(len(data) - len(last))
-    elif last and is_json(last):
-        lines.append(last)
-    return [read_row(path, n, line) for n, line in enumerate(lines, 1) if line.strip()]
-
-# %% ../../nbs/eval/answers.ipynb #97ac0023
-LINE_ENDS = {ord(c): f"\\u{ord(c):04x}" for c in "\u0085\u2028\u2029"}    # to some readers
-
-def jsonl_line(row:dict)->bytes:
-    "Return a row as one line of a JSON Lines file, in UTF-8; what UTF-8 cannot hold is escaped."
-    text = json.dumps(row, ensure_ascii=False).translate(LINE_ENDS) + "\n"
-    try:
-        return text.encode()
-    except UnicodeEncodeError:
-        return (json.dumps(row) + "\n").encode()
 
 # %% ../../nbs/eval/answers.ipynb #d9ca7fcb
 def read_answers(

@@ -10,10 +10,11 @@ import hashlib
 import json
 from pathlib import Path
 
-from calibrl.eval.answers import grade, jsonl_line, read_jsonl, same_answer
+from calibrl.eval.answers import grade, same_answer
 from calibrl.eval.benchmarks import BENCHMARKS
 from calibrl.eval.stats import mean
 from calibrl.eval.tables import by_benchmark, usable
+from calibrl.files import read_jsonl, write_jsonl
 from calibrl.tasks import Problem
 
 # %% ../../nbs/eval/lmms.ipynb #1161b090
@@ -36,8 +37,7 @@ def to_lmms(
     files = []
     for name, mine in by_benchmark(rows).items():
         file = Path(folder)/f"calibrl_samples_{name}.jsonl"
-        lines = [jsonl_line(lmms_sample(row, name)) for row in usable(mine)]
-        file.write_bytes(b"".join(lines))
+        write_jsonl(file, [lmms_sample(row, name) for row in usable(mine)])
         files.append(file)
     return files
 

@@ -13,11 +13,11 @@ from importlib.resources import files
 from pathlib import Path
 from typing import NamedTuple
 
-from calibrl.eval.answers import jsonl_line
 from calibrl.eval.lmms import from_lmms, to_lmms
 from calibrl.eval.stats import paired
 from calibrl.eval.tables import (as_markdown, benchmark_metrics, breakdowns, by_benchmark, columns,
                                  published, rules_used, shown, to_csv, to_markdown, usable)
+from calibrl.files import write_atomic, write_jsonl
 
 # %% ../../nbs/eval/report.ipynb #5ea2b5f3
 def verdict(row:dict)->str:
@@ -237,11 +237,10 @@ def write_results(
     out = Path(out)
     table = benchmark_metrics(rows)
     versus = compared(rows, against)
-    (out/"summary.json").write_text(json.dumps(table, indent=1))
-    (out/"results.csv").write_text(to_csv(table), encoding="utf-8")
-    (out/"results.md").write_text(report_markdown(rows, title, versus), encoding="utf-8")
-    page = report_html(rows, out, title, against=versus)
-    (out/"report.html").write_text(page, encoding="utf-8")
+    write_atomic(out/"summary.json", json.dumps(table, indent=1))
+    write_atomic(out/"results.csv", to_csv(table))
+    write_atomic(out/"results.md", report_markdown(rows, title, versus))
+    write_atomic(out/"report.html", report_html(rows, out, title, against=versus))
     if lmms:
         to_lmms(rows, out/"lmms-eval")
     return table
@@ -262,5 +261,5 @@ def rescore(
     rows = from_lmms(log, problems, name=name)
     if not rows:
         raise ValueError(f"{log} holds no sample")
-    (Path(out)/"answers.jsonl").write_bytes(b"".join(map(jsonl_line, rows)))
+    write_jsonl(Path(out)/"answers.jsonl", rows)
     return write_results(rows, out, f"{Path(log).name}, judged again", against)

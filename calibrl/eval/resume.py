@@ -9,8 +9,9 @@ __all__ = ['run_benchmark']
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from calibrl.eval.answers import ask, batch_seed, jsonl_line, read_answers
+from calibrl.eval.answers import ask, batch_seed, read_answers
 from calibrl.eval.hashes import changes, identity, row_hash
+from calibrl.files import append_row
 from calibrl.rollout import Policy, encode
 from calibrl.tasks import Problem
 
@@ -166,7 +167,7 @@ def run_benchmark(  # noqa: PLR0913
                disable=None if progress else True)
 
     # of a batch that was cut, the rows that are there stay
-    with open(path, "ab") as file, bar:
+    with open(path, "ab", buffering=0) as file, bar:
         for span, batch in missing_batches(policy, problems, exam, done):
             for row in answer_batch(policy, batch, exam, images):
                 i = row["index"]
@@ -175,7 +176,6 @@ def run_benchmark(  # noqa: PLR0913
                 content = row_hash(batch if isinstance(batch[i], Problem) else problems, i)
                 whence = {"content": content, "batch": span, "run": run}
                 done[i] = {"benchmark": name} | row | whence
-                file.write(jsonl_line(done[i]))
-                file.flush()
+                append_row(file, done[i])
                 bar.update()
     return [done[i] for i in sorted(done)]

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from ..files import replace_folder
+from ..files import replace_folder, write_atomic
 from ..rollout import Policy, fingerprint
 
 # %% ../../nbs/runs/checkpoints.ipynb #7c8c95a0
@@ -41,10 +41,9 @@ def save_checkpoint(folder,              # of the run's checkpoints
     try:
         with replace_folder(done) as new:
             policy.save(new/"adapter")
-            (new/"state.safetensors").write_bytes(st.save(tensors))
-            (new/"state.json").write_text(json.dumps({"step": step, **state}))
+            write_atomic(new/"state.safetensors", st.save(tensors), durable=False)
+            write_atomic(new/"state.json", json.dumps({"step": step, **state}), durable=False)
     except (OSError, SafetensorError) as e:
-        shutil.rmtree(done.with_name(f".{done.name}.new"), ignore_errors=True)
         why = " ".join(str(e).split())
         raise OSError(f"the checkpoint of step {step} could not be written into {Path(folder)}"
                       f" ({why})") from None

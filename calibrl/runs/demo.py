@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass
 from .. import geometry
 from ..config import Config, save_config
 from ..eval import evaluate, summary
+from ..files import write_atomic, write_jsonl
 from ..rollout import Policy
 from .folder import run_folder
 from .loop import run_in_folder
@@ -102,14 +103,13 @@ def to_look_at(rows:list)->list:
     return wrong + right[:12 - len(wrong)]
 
 # %% ../../nbs/runs/demo.ipynb #08fd1120
-def write_answers(path, exams:Exams):
-    "Write every answer of both exams as JSON Lines."
-    with open(path, "w") as file:
-        for when, taken in (("before", exams.before), ("after", exams.after)):
-            for name, kinds in taken.items():
-                for kind, answers in kinds.items():
-                    where = {"when": when, "test": name, "kind": kind}
-                    file.writelines(json.dumps(where | answer) + "\n" for answer in answers)
+def all_answers(exams:Exams):     # generator of rows
+    "Yield every answer of both exams, and where it was given."
+    for when, taken in (("before", exams.before), ("after", exams.after)):
+        for name, kinds in taken.items():
+            for kind, answers in kinds.items():
+                where = {"when": when, "test": name, "kind": kind}
+                yield from (where | answer for answer in answers)
 
 def exam_tables(exams:Exams, name:str)->dict:
     "Return the tables of a report by title; floats are shares, in percent."
@@ -129,7 +129,7 @@ def write_demo_report(out,
                      ):
     "Write answers.jsonl, samples.png and report.html into a run folder."
     from calibrl import viz
-    write_answers(out/"answers.jsonl", exams)
+    write_jsonl(out/"answers.jsonl", all_answers(exams))
     name = next(iter(exams.tests))
     shown = to_look_at(exams.answered(name))
 
@@ -148,7 +148,7 @@ def write_demo_report(out,
     about = f"{len(exams.tests[name])} test problems; sampled at temperature 1."
     page = viz.report_html(f"Training with {what}", about, exam_tables(exams, name), figures,
                            samples)
-    (out/"report.html").write_text(page)
+    write_atomic(out/"report.html", page)
 
 # %% ../../nbs/runs/demo.ipynb #cce260d6
 def demo_tests(size:int)->dict:     # name -> problems
@@ -205,5 +205,5 @@ def run_demo(out, cfg:Config, size:int, k:int):     # problems of the test, answ
     write_demo_report(out, Exams(tests, before, after), rows, what)
     record = {"config": asdict(cfg), "figures": figures, "blind_bound": bound,
               "seconds": time.time() - start, "versions": versions()}
-    (out/"summary.json").write_text(json.dumps(record, indent=1))
+    write_atomic(out/"summary.json", json.dumps(record, indent=1))
     say_demo(out, figures, bound, rows, time.time() - start)

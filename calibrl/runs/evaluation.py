@@ -12,6 +12,7 @@ from pathlib import Path
 
 from ..eval import (BENCHMARKS, changes, columns, identity, read_answers, rescore,
                           run_benchmark, write_results)
+from ..files import write_atomic
 from ..rollout import Policy
 from .folder import run_folder
 from .sources import adapter_folder, model_path, versions
@@ -76,7 +77,7 @@ def eval_folder(
     if not file or not file.exists():
         out = run_folder(out, "eval")
         about = {"policy": who, "versions": versions()}
-        (out/"eval.json").write_text(json.dumps(settings | about, indent=1))
+        write_atomic(out/"eval.json", json.dumps(settings | about, indent=1))
         return out
     old = json.loads(file.read_text())
     holds = f"{out} holds an evaluation"

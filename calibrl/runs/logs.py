@@ -9,7 +9,7 @@ __all__ = []
 import contextlib, importlib.util, json, math
 from pathlib import Path
 
-from ..files import append_row, finite_or_none
+from ..files import append_row, finite_or_none, write_atomic
 
 # %% ../../nbs/runs/logs.ipynb #9d2f0b11
 LOGS = ("metrics.jsonl", "samples.jsonl")
@@ -22,7 +22,7 @@ def write_row(out, logs, row:dict)->dict:      # the metrics alone
         folder = out/"broken"
         folder.mkdir(exist_ok=True)
         content = json.dumps(finite_or_none({"metrics": row, "batch": broken}), indent=1)
-        (folder/f"step-{row['step']}.json").write_text(content)
+        write_atomic(folder/f"step-{row['step']}.json", content)
     metrics_log, samples_log = logs
     for sample in samples:
         append_row(samples_log, {"step": row["step"]} | sample)

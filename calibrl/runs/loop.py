@@ -6,13 +6,13 @@
 __all__ = []
 
 # %% ../../nbs/runs/loop.ipynb #5370c182
-import contextlib, os, shutil, signal, sys, threading, time
+import contextlib, os, signal, sys, threading, time
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Callable
 
 from ..config import Config
-from ..files import read_jsonl
+from ..files import read_jsonl, replace_folder
 from ..parallel import all_gather, processes
 from ..rollout import Policy
 from .checkpoints import (Unreadable, checkpoints, load_checkpoint, prune,
@@ -131,11 +131,8 @@ def record_step(recorder:Recorder, row:dict, stop:bool):
 # %% ../../nbs/runs/loop.ipynb #d2ae3c4c
 def save_adapter(policy:Policy, out):
     "Replace the run's adapter, whole."
-    new = out/".adapter.new"
-    shutil.rmtree(new, ignore_errors=True)
-    policy.save(new)
-    shutil.rmtree(out/"adapter", ignore_errors=True)
-    new.rename(out/"adapter")
+    with replace_folder(out/"adapter") as new:
+        policy.save(new)
 
 def adapter_if_it_gives_up(steps, policy:Policy, out):     # generator of rows
     "Yield the steps of a run; where it raises RuntimeError, save the adapter first."

@@ -6,12 +6,12 @@
 __all__ = []
 
 # %% ../../nbs/runs/start.ipynb #4ac9a6bc
-import json, sys
+import sys
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from ..config import Config, load_config, save_config
-from ..files import check_writable, finite_or_none, write_atomic
+from ..files import check_writable, write_jsonl
 from ..parallel import all_gather, processes, shard_layers
 from ..rollout import Policy, recomputes
 from .checkpoints import checkpoints
@@ -101,8 +101,7 @@ def claim_folder(run:Run,
         check_same(out, who)
     skipped = getattr(problems, "skipped", None)
     if skipped:
-        lines = [json.dumps(finite_or_none(row)) + "\n" for row in skipped]
-        write_atomic(out/"skipped.jsonl", "".join(lines))
+        write_jsonl(out/"skipped.jsonl", skipped)
     if run.state == "new":
         about = asdict(run.spec) | versions() | {"identity": who}
         save_config(run.cfg, out/"config.toml", **about)
