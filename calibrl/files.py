@@ -6,7 +6,7 @@
 __all__ = []
 
 # %% ../nbs/00f_files.ipynb #1aee40d6
-import json, math, os, shutil
+import importlib.resources, json, math, os, shutil
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -74,6 +74,13 @@ def check_writable(folder):
     except OSError as e:
         raise OSError(f"{folder} cannot be written to ({e.strerror}):"
                       " give another --out, or make it writable") from None
+
+# %% ../nbs/00f_files.ipynb #ceb963c2
+def asset_path(
+    name:str,    # of a file or folder, such as "pages/base.html"
+)->Path:
+    "Return where something is that the package brings with it."
+    return Path(str(importlib.resources.files("calibrl")))/"assets"/name
 
 # %% ../nbs/00f_files.ipynb #e59d4f5d
 def finite_or_none(value):

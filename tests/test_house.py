@@ -66,7 +66,7 @@ MAY_USE = {
     "eval.lmms": {"eval.answers", "eval.benchmarks", "eval.stats", "eval.tables", "files", "tasks"},
     "eval.metrics": {"eval.stats"},
     "eval.readers": {"data.golds", "data.marks", "data.texts", "eval.rules"},
-    "eval.report": {"eval.answers", "eval.lmms", "eval.stats", "eval.tables", "files"},
+    "eval.report": {"eval.answers", "eval.lmms", "eval.stats", "eval.tables", "files", "templates"},
     "eval.resume": {"eval.answers", "eval.hashes", "files", "rollout", "tasks"},
     "eval.rules": {"data.texts", "tasks", "verify.choices", "verify.clean", "verify.forms",
                    "verify.letters", "verify.numbers", "verify.parse", "verify.sentence",
@@ -105,6 +105,7 @@ MAY_USE = {
     "runs.tables": set(),
     "speed": {"files", "rollout", "tasks", "train"},
     "tasks": {"verify.clean", "verify.decide", "verify.sandbox", "verify.tags", "verify.truth"},
+    "templates": {"files"},
     "train": {"config", "loss", "methods", "parallel", "records", "rollout", "tasks"},
     "verify": set(),
     "verify.adjacent": {"verify.expressions", "verify.tokens", "verify.units"},
@@ -169,9 +170,9 @@ MAY_USE = {
     "viz.figures": {"viz.record", "viz.toy"},
     "viz.gallery": {"viz.figures"},
     "viz.movable": {"loss", "viz.figures", "viz.record", "viz.stage", "viz.toy"},
-    "viz.page": {"viz.stage"},
+    "viz.page": {"templates"},
     "viz.record": {"loss"},
-    "viz.stage": set(),
+    "viz.stage": {"templates"},
     "viz.toy": {"loss"},
     "worlds": set(),
     "worlds.drawing": {"worlds.kit"},
@@ -180,7 +181,7 @@ MAY_USE = {
     "worlds.lessons": {"tasks", "worlds.drawing", "worlds.drawn", "worlds.kit", "worlds.start"},
     "worlds.shapes": set(),
     "worlds.solutions": {"worlds.kit"},
-    "worlds.start": {"worlds.kit", "worlds.solutions"},
+    "worlds.start": {"files", "worlds.kit", "worlds.solutions"},
     "worlds.tiny_vl": {"tasks", "worlds.drawing", "worlds.drawn", "worlds.start"},
     "worlds.worded": {"worlds.kit"},
 }
@@ -619,6 +620,7 @@ def test_the_wheel_holds_the_package_and_nothing_else(wheel):
     assert {name for name in names if ".dist-info/" not in name} == shipped
     assert "calibrl/assets/tiny/model.safetensors" in names, "the tiny checkpoint is missing"
     assert "calibrl/assets/viz/movable.js" in names, "the files of the figures are missing"
+    assert "calibrl/assets/pages/base.html" in names, "the templates of the pages are missing"
 
     def text(ending):
         return wheel.read(next(name for name in names if name.endswith(ending))).decode()

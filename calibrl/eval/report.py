@@ -6,10 +6,7 @@
 __all__ = ['write_results', 'rescore']
 
 # %% ../../nbs/eval/report.ipynb #b8f88e39
-import base64
-import html
 import json
-from importlib.resources import files
 from pathlib import Path
 from typing import NamedTuple
 
@@ -18,6 +15,7 @@ from calibrl.eval.stats import paired
 from calibrl.eval.tables import (as_markdown, benchmark_metrics, breakdowns, by_benchmark, columns,
                                  published, rules_used, shown, to_csv, to_markdown, usable)
 from calibrl.files import write_atomic, write_jsonl
+from calibrl.templates import image_uri, page_table, render
 
 # %% ../../nbs/eval/report.ipynb #5ea2b5f3
 def verdict(row:dict)->str:
@@ -32,12 +30,12 @@ def verdict(row:dict)->str:
 def picture_data(
     path,      # of an image, from the report's folder
     folder,    # of the report
-)->str|None:   # in base 64
+)->str|None:   # an address that holds it
     "Return an image file of the report's folder; None where it is missing or lies elsewhere."
     file = (Path(folder)/path).resolve()
     if Path(folder).resolve() not in file.parents or not file.is_file():
         return None
-    return base64.b64encode(file.read_bytes()).decode()
+    return image_uri(file.read_bytes())
 
 # %% ../../nbs/eval/report.ipynb #40a02e8e
 class Answer(NamedTuple):
@@ -71,7 +69,7 @@ class Card(NamedTuple):
     benchmark:str
     place:str            # id or number
     verdict:str
-    pictures:list        # in base 64, None where one is missing
+    pictures:list        # addresses that hold them, None where one is missing
     error:str = ""       # the rest is empty where there is one
     question:str = ""    # with its choices
     truth:str = ""
@@ -140,38 +138,11 @@ def comparison_table(
     return [{"benchmark": name} | {key: comparison_cell(key, v) for key, v in found.items()}
             for name, found in (against or {}).items()]
 
-# %% ../../nbs/eval/report.ipynb #654b9d1d
-def asset(name:str)->str:
-    "Return a file of the report's assets."
-    return (files("calibrl")/"assets/eval"/name).read_text(encoding="utf-8")
-
-def escape(value):
-    "Return what a template has made as it is, and everything else escaped."
-    from markupsafe import Markup
-    return value if isinstance(value, Markup) else Markup(html.escape(str(value)))
-
-def template():
-    "Return the template of the page; its line ends and indentation are for the reader."
-    from jinja2 import Environment, StrictUndefined
-    source = "".join(line.lstrip() for line in asset("report.html").splitlines())
-    environment = Environment(autoescape=True, finalize=escape, undefined=StrictUndefined)
-    return environment.from_string(source)
-
 # %% ../../nbs/eval/report.ipynb #6fb4d735
-class PageTable(NamedTuple):
-    "A table as texts."
-    head:list
-    rows:list
-
 def page_tables(tables:dict)->dict:
     "Return the tables by title that are not empty, as texts."
-    made = {}
-    for title, table in tables.items():
-        if table:
-            names = columns(table)
-            cells = [[shown(line.get(name)) for name in names] for line in table]
-            made[title] = PageTable([shown(name) for name in names], cells)
-    return made
+    return {title: page_table(table, shown, columns(table))
+            for title, table in tables.items() if table}
 
 # %% ../../nbs/eval/report.ipynb #709e6366
 def report_html(
@@ -182,7 +153,6 @@ def report_html(
     against:dict=None,     # what `paired` says about another run, by benchmark
 )->str:                    # one self-contained page
     "Return a page of tables and answers, the wrong ones first, with filters."
-    from markupsafe import Markup
     names = list(by_benchmark(rows))
     cards = [card(row, folder) for row in chosen(rows, most)]
     verdicts = {c.verdict for c in cards}
@@ -192,12 +162,10 @@ def report_html(
               "Against the other run": comparison_table(against)}
     folded = {"Scored by": rules_used(rows), **breakdowns(rows),
               "Published by others, not measured here": published(names)}
-    page = template().render(
-        title=title, conditions=conditions(rows), tables=page_tables(tables),
-        folded=page_tables(folded), benchmarks=names, cards=cards,
-        verdicts=[v for v in ORDER if v in verdicts], left=len(rows) - len(cards),
-        css=Markup(asset("report.css")), js=Markup(asset("report.js")))
-    return page + "\n"
+    return render(
+        "pages/evaluation.html", title=title, conditions=conditions(rows),
+        tables=page_tables(tables), folded=page_tables(folded), benchmarks=names, cards=cards,
+        verdicts=[v for v in ORDER if v in verdicts], left=len(rows) - len(cards))
 
 # %% ../../nbs/eval/report.ipynb #68e503fe
 def compared(

@@ -66,7 +66,7 @@ def alpha_figure_html(
     "Return `plot_alpha` for a page without a kernel: self-contained, offline."
     content = alpha_controls(uid) + "\n" + alpha_stages(uid)
     data = dict(frames=alpha_frames(), alphas=ALPHAS, weights=WEIGHTS)
-    return figure_html(uid, "alpha.css", content, ["alpha.js"], data)
+    return figure_html(uid, content, ["alpha.js"], data)
 
 # %% ../../nbs/viz/movable.ipynb #1c72ebc9
 SURES = (0.5, 0.7, 0.9, 0.99)

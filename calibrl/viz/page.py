@@ -6,10 +6,11 @@
 __all__ = []
 
 # %% ../../nbs/viz/page.ipynb #6e70ffb7
-from html import escape
 from pathlib import Path
-import base64, io
-from .stage import read_asset
+from typing import NamedTuple
+import io
+
+from ..templates import image_uri, page_table, render
 
 # %% ../../nbs/viz/page.ipynb #0c94876f
 def image_bytes(image)->bytes:
@@ -25,73 +26,43 @@ def image_bytes(image)->bytes:
         image.save(buffer, format="PNG")
     return buffer.getvalue()
 
-# %% ../../nbs/viz/page.ipynb #82037bb1
-def image_uri(
-    image, # a figure, a PIL image, a path or the bytes of a file
-)->str: # data URI
-    "Return a picture as part of a page."
-    data = image_bytes(image)
-    kind = "jpeg" if data[:2] == b"\xff\xd8" else "png"
-    return f"data:image/{kind};base64,{base64.b64encode(data).decode()}"
-
-# %% ../../nbs/viz/page.ipynb #936ba040
+# %% ../../nbs/viz/page.ipynb #92b600a6
 def format_cell(value)->str:
     "Return the text of a table's cell: three digits of a float, nothing for None."
     if value is None:
         return ""
     return f"{value:.3f}" if isinstance(value, float) else str(value)
 
-def html_table(
-    rows, # list of dicts
-)->str:
-    "Return an HTML table; its columns are in the order of first appearance."
-    columns = list(dict.fromkeys(key for row in rows for key in row))
-    head = "".join(f"<th>{escape(str(column))}</th>" for column in columns)
-    body = ""
-    for row in rows:
-        cells = [escape(format_cell(row.get(column))) for column in columns]
-        body += "<tr>" + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>"
-    return f'<div class="wide"><table><tr>{head}</tr>{body}</table></div>'
+def format_setting(value)->str:
+    "Return the text of a setting: a float as short as it is written."
+    return f"{value:g}" if isinstance(value, float) else format_cell(value)
 
 # %% ../../nbs/viz/page.ipynb #0a2011b4
 WRITERS = (("before", "model before training"), ("response", "model"), ("expert", "expert"))
 
-def sample_text(sample:dict, key:str)->str:
-    "Return what a sample has for a key, escaped; nothing if it has nothing."
-    return escape(str(sample.get(key, "")))
+class Sample(NamedTuple):
+    "What is shown of an answer."
+    question: str
+    pictures: list   # addresses that hold them
+    written: list    # pairs: who wrote, and what
+    answer: str      # the right one
+    verdict: str     # "right", "wrong", or "" where there is none
 
 def sample_verdict(sample:dict)->str:
     "Return the verdict on a sample, if there is one."
     if sample.get("correct") is None:
         return ""
-    word = "right" if sample["correct"] else "wrong"
-    return f': the model is <b class="{word}">{word}</b>'
+    return "right" if sample["correct"] else "wrong"
 
-# %% ../../nbs/viz/page.ipynb #8078940d
-def html_sample(
+def sample_to_read(
     sample:dict, # question, answer, response, before, expert, correct, image or images; or less
-)->str:
+)->Sample:
     "Return one answer to read: picture, question, who wrote what, the verdict."
-    images = sample.get("images")
-    if not images:
-        images = [sample["image"]] if sample.get("image") is not None else []
-    pictures = "".join(
-        f'<img alt="figure of the problem" src="{image_uri(image)}">' for image in images)
-    written = "".join(f"{writer}<pre>{sample_text(sample, key)}</pre>" for key, writer in WRITERS
-                      if sample.get(key) is not None)
-    return (f'<div class="sample">{pictures}<div><p>{sample_text(sample, "question")}</p>{written}'
-            f'<p>right answer <b>{sample_text(sample, "answer")}</b>'
-            f"{sample_verdict(sample)}</p></div></div>")
-
-# %% ../../nbs/viz/page.ipynb #60e554fd
-def html_summary(
-    summary, # a sentence, or a dict of label -> value
-)->str:
-    "Return the top of a page; nothing for nothing."
-    if isinstance(summary, dict):
-        return html_table([{label: f"{value:g}" if isinstance(value, float) else value
-                            for label, value in summary.items()}])
-    return f"<p>{escape(str(summary))}</p>" if summary else ""
+    images = sample.get("images") or [sample.get("image")]
+    pictures = [image_uri(image_bytes(image)) for image in images if image is not None]
+    written = [(writer, sample[key]) for key, writer in WRITERS if sample.get(key) is not None]
+    return Sample(sample.get("question", ""), pictures, written, sample.get("answer", ""),
+                  sample_verdict(sample))
 
 # %% ../../nbs/viz/page.ipynb #a085f4e8
 def report_html(
@@ -102,15 +73,10 @@ def report_html(
     samples=(), # dicts with question, answer, response, expert, correct, image(s); all optional
 )->str: # one self-contained page
     "Return a report of a run from plain data; every text is escaped, every image embedded."
-    parts = [html_summary(summary)]
-    for caption, rows in (tables or {}).items():
-        parts.append(f"<h2>{escape(str(caption))}</h2>{html_table(rows)}")
-    for caption, figure in (figures or {}).items():
-        name = escape(str(caption))
-        parts.append(f'<h2>{name}</h2><img alt="{name}" src="{image_uri(figure)}">')
-    if samples:
-        parts.append("<h2>Answers to read</h2>" + "".join(map(html_sample, samples)))
-    return ('<!doctype html><html lang="en"><head><meta charset="utf-8">'
-            '<meta name="viewport" content="width=device-width,initial-scale=1">'
-            f'<title>{escape(title)}</title><style>{read_asset("report.css")}</style></head>'
-            f"<body><h1>{escape(title)}</h1>{''.join(parts)}</body></html>\n")
+    is_table = isinstance(summary, dict)
+    tables = {caption: page_table(rows, format_cell) for caption, rows in (tables or {}).items()}
+    figures = {name: image_uri(image_bytes(image)) for name, image in (figures or {}).items()}
+    return render("pages/training.html", title=title, about="" if is_table else summary,
+                  head=page_table([summary], format_setting) if is_table else None,
+                  tables=tables, figures=figures,
+                  samples=[sample_to_read(sample) for sample in samples])

@@ -9,19 +9,9 @@ __all__ = []
 from pathlib import Path
 from string import Template
 from typing import NamedTuple
-import importlib.resources, json, re
+import json, re
 
-# %% ../../nbs/viz/stage.ipynb #4246f082
-def asset_folder()->Path:
-    "Return where the package keeps the files of its figures."
-    return Path(str(importlib.resources.files("calibrl")))/"assets"/"viz"
-
-def read_asset(
-    name:str, # of a file in `assets/viz`
-)->str:
-    "Return a script, a style or a drawing without its comments and blank lines."
-    lines = (asset_folder()/name).read_text(encoding="utf-8").splitlines()
-    return "\n".join(line for line in lines if line.strip() and not line.strip().startswith("//"))
+from ..templates import read_asset
 
 # %% ../../nbs/viz/stage.ipynb #f341c182
 def fill_asset(
@@ -29,7 +19,7 @@ def fill_asset(
     **values, # for each `$name` in it
 )->str: # HTML or SVG in one line
     "Return a drawing with its places filled."
-    lines = [line.strip() for line in read_asset(name).splitlines()]
+    lines = [line.strip() for line in read_asset(f"viz/{name}").splitlines()]
     joined = re.sub(r"(>|\$\w+) (?=[<$])", r"\1", " ".join(lines))    # no space between elements
     return Template(joined).substitute(values)
 
@@ -42,14 +32,13 @@ def script_json(data)->str:
 # %% ../../nbs/viz/stage.ipynb #c3c7bbc9
 def figure_html(
     uid:str, # prefix of every id in the figure
-    style:str, # CSS file
     content:str, # HTML: sliders, read-out, drawing
     scripts, # JavaScript files; the function of the last one starts the figure: x.js has xFigure
     data:dict, # handed to that function, with uid
 )->str: # HTML, self-contained
     "Return a figure that a script fills."
-    css = read_asset(style).replace("#figure", f"#{uid}")
-    sources = "\n".join(read_asset(name) for name in scripts)
+    css = read_asset("viz/figure.css").replace("#figure", f"#{uid}")
+    sources = "\n".join(read_asset(f"viz/{name}") for name in scripts)
     call = f"{Path(scripts[-1]).stem}Figure({script_json(dict(uid=uid, **data))});"
     script = f"(function () {{\n{sources}\n{call}\n}})();"
     return (f'<div id="{uid}"><style>{css}</style>\n{content}\n'
@@ -82,4 +71,4 @@ def movable_html(
     content = f'<div>{sliders}</div>\n<output id="{uid}-o"></output>\n{drawing}'
     values = {name: knob.values for name, knob in knobs.items()}
     data = dict(knobs=values, **data)
-    return figure_html(uid, "movable.css", content, ["movable.js", script], data)
+    return figure_html(uid, content, ["movable.js", script], data)

@@ -5,12 +5,13 @@
 # %% ../../nbs/worlds/start.ipynb #28104ca7
 from __future__ import annotations
 
-import importlib.resources, math, os, re, shutil, sys
+import math, os, re, shutil, sys
 from pathlib import Path
 from typing import NamedTuple
 
 from tqdm.auto import tqdm
 
+from ..files import asset_path
 from .kit import run_recipe
 from .solutions import demonstrate, expert
 
@@ -213,7 +214,7 @@ def find_checkpoint(
     duration,    # in words
 )->Path:         # a save_pretrained folder
     "Return the folder of a checkpoint: the package's own, else one built once and cached."
-    shipped = Path(str(importlib.resources.files("calibrl")))/"assets"/name
+    shipped = asset_path(name)
     if (shipped/"model.safetensors").is_file():
         return shipped
     path = Path(os.environ.get("XDG_CACHE_HOME") or Path.home()/".cache")/"calibrl"/name
