@@ -259,13 +259,18 @@ def recomputes(asked,       # True, False, or None for the default
     "Return whether activations are recomputed: as asked, by default on a GPU."
     return torch.device(device).type != "cpu" if asked is None else asked
 
+def checkpointing(model, action:str):     # "enable" or "disable"
+    "Return a method that newer versions of transformers have under another name."
+    new = getattr(model, f"activation_checkpointing_{action}", None)
+    return new or getattr(model, f"gradient_checkpointing_{action}")
+
 def recompute_activations(model,      # transformers or peft model
                           on=True,    # False: keep them all
                          ):
     "Recompute activations in the backward pass: less memory, more time, the same gradient."
     if not on:
-        return model.gradient_checkpointing_disable()
-    model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        return checkpointing(model, "disable")()
+    checkpointing(model, "enable")({"use_reentrant": False})
 
     # transformers lets every embedding ask for gradients, the frozen vision tower's too: not needed
     model.disable_input_require_grads()

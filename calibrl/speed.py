@@ -719,16 +719,17 @@ def run_cases(
     "Return the records of cases, printed as they come"
     rows = []
     for name, (work, *args) in cases.items():
+        made = []
         try:
-            rows += work(*args)
+            made = work(*args)
         except ValueError as error:      # TRL is not installed, or this is not Linux
             if strict:
                 raise
             print(f"{name}: left out, {error}", flush=True)
+        rows += made
         records = [row | {"machine": machine()} for row in rows]
         write_atomic(path, json.dumps(records, indent=1) + "\n")
-        last = 2 if name.startswith("head/") else 1
-        for row in rows if whole else rows[-last:]:
+        for row in rows if whole else made:
             print(record_line(row), flush=True)
     return rows
 

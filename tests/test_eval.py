@@ -272,6 +272,14 @@ def test_no_text_can_break_the_page(tmp_path):
     assert "<script>" not in page.replace("<script>const", "")
 
 
+@pytest.mark.parametrize("name", ["../../out", "a/b", "x"*101, "a\0b"])
+def test_a_name_of_a_benchmark_leads_nowhere(tmp_path, name):
+    rows = [row(0, [True], "fine"), row(0, [True], name)]
+    with pytest.raises(ValueError, match="cannot be part of a file's name"):
+        to_lmms(rows, tmp_path/"logs")
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_lmms_logs_go_round_and_strange_ones_are_refused(policy, tmp_path):
     ps = problems(4, split="test")
     rows = run_benchmark(policy, ps, tmp_path/"a.jsonl", "geometry_test", k=2, greedy=False)

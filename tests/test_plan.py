@@ -4,7 +4,9 @@ import json
 import os
 import subprocess
 import sys
+import warnings
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -312,6 +314,22 @@ def test_plan_and_train_see_the_same_recomputation(small, flag, asked, on, monke
     assert cfg.gradient_checkpointing == asked
     assert planned == [on] and recomputed == on
     assert policy.model.get_base_model().is_gradient_checkpointing == on
+
+
+@pytest.mark.parametrize("on", [True, False])
+def test_the_switch_is_the_one_that_this_transformers_has(on, monkeypatch):
+    from calibrl.base import recompute_activations
+    from calibrl.geometry import tiny_checkpoint
+    model = Policy.from_pretrained(tiny_checkpoint(), lora_rank=0).model
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        recompute_activations(model, on)
+    called = []
+    old = SimpleNamespace(gradient_checkpointing_enable=lambda kwargs: called.append(kwargs),
+                          gradient_checkpointing_disable=lambda: called.append(None),
+                          disable_input_require_grads=lambda: None)
+    recompute_activations(old, on)
+    assert called == [{"use_reentrant": False} if on else None]
 
 
 def test_a_run_may_go_on_with_activations_kept_or_recomputed(tmp_path):

@@ -103,6 +103,19 @@ def test_a_step_in_turns_with_trl():
     assert rows[0]["runs"] == 1 and rows[0]["ratio"] > 0
 
 
+def test_a_case_that_is_left_out_prints_no_other_row(tmp_path, capsys):
+    def measured():
+        return [speed.record("first", [(1., 2.)])]
+
+    def missing():
+        raise ValueError("TRL is not installed")
+
+    cases = {"first": (measured,), "second": (missing,)}
+    rows = speed.run_cases(cases, tmp_path/"bench.json", strict=False, whole=False)
+    said = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in said] == ["first", "second:"] and len(rows) == 1
+
+
 @pytest.mark.skipif(not LINUX, reason="memory is measured on Linux only")
 def test_memory_is_what_was_above_the_start():
     assert 300 < speed.peak(lambda: torch.ones(80, 1024, 1024)) < 400       # 320 MiB

@@ -160,6 +160,14 @@ def test_curves_take_one_run_or_several():
     assert [text.get_text() for text in fig.axes[0].get_legend().get_texts()] == ["a", "b"]
 
 
+def test_no_run_is_left_out_however_many_there_are():
+    rows = [dict(step=1, accuracy=.5), dict(step=2, accuracy=.6)]
+    fig = viz.plot_curves({f"run {i}": rows for i in range(70)}, keys=("accuracy",))
+    assert len(fig.axes[0].get_legend().get_texts()) == 70
+    bands = viz.plot_bands({"accuracy": {f"run {i}": [[.5, .6]] for i in range(70)}})
+    assert len(bands.axes[0].lines) == 70
+
+
 @pytest.mark.parametrize("rows", [[], {}, [dict(step=1)], {"a": []}])
 def test_curves_without_numbers_say_so(rows):
     with pytest.raises(ValueError, match="^rows: "):

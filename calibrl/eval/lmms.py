@@ -8,6 +8,7 @@ __all__ = []
 # %% ../../nbs/eval/lmms.ipynb #b5d9501a
 import hashlib
 import json
+import re
 from pathlib import Path
 
 from calibrl.eval.answers import grade, same_answer
@@ -28,17 +29,23 @@ def lmms_sample(row, name)->dict:
             "token_counts": [{"output_tokens": n} for n in row["lengths"]],
             "doc_hash": hashlib.sha256(doc).hexdigest(), metric: mean(row["correct"])}
 
+def checked_name(name:str)->str:
+    "Return a benchmark's name, or raise ValueError where it would lead out of a folder."
+    if not re.fullmatch(r"[\w.-]{0,100}", name):
+        raise ValueError(f"benchmark {name[:60]!r} cannot be part of a file's name: at most 100"
+                         " letters, digits and . _ - can")
+    return name
+
 def to_lmms(
     rows:list,     # graded rows
     folder,        # gets one file a benchmark
 )->list:           # the files
     "Write rows as lmms-eval sample logs; with several answers a problem, all of them."
+    groups = by_benchmark(rows)
+    files = [Path(folder)/f"calibrl_samples_{checked_name(name)}.jsonl" for name in groups]
     Path(folder).mkdir(parents=True, exist_ok=True)
-    files = []
-    for name, mine in by_benchmark(rows).items():
-        file = Path(folder)/f"calibrl_samples_{name}.jsonl"
+    for file, (name, mine) in zip(files, groups.items(), strict=True):
         write_jsonl(file, [lmms_sample(row, name) for row in usable(mine)])
-        files.append(file)
     return files
 
 # %% ../../nbs/eval/lmms.ipynb #9f1ae6a5

@@ -37,7 +37,10 @@ def smooth(
 
 # %% ../../nbs/viz/curves.ipynb #0f0c08e0
 DASHES = ("-", "--", "-.", ":")
-LINES = [(CYCLE[i % 7], DASHES[i % 4]) for i in range(63)]  # colour and dashes of each run
+
+def line_of(i:int)->tuple: # colour and dashes
+    "Return how run number `i` is drawn; 28 runs differ, then it begins again."
+    return CYCLE[i % 7], DASHES[i % 4]
 
 def panel_grid(
     count:int, # panels that are needed
@@ -65,7 +68,8 @@ def plot_curves(
         raise ValueError(f"rows: no step has a number for any of {', '.join(keys)}")
     fig, axes = panel_grid(len(found), 3.3, 2.3)
     for ax, key in zip(axes, found, strict=True):
-        for (name, run), (colour, dashes) in zip(runs.items(), LINES, strict=False):
+        for i, (name, run) in enumerate(runs.items()):
+            colour, dashes = line_of(i)
             x, y = series(run, key)
             marker = "o" if len(x) == 1 else None
             ax.plot(x, y, color=colour, alpha=.3, linewidth=.8)
@@ -95,8 +99,8 @@ def plot_bands(
     "Return several seeds of several methods: the mean of their running means, and a band."
     fig, axes = panel_grid(len(groups), 3.6, 2.6)
     for ax, (title, methods) in zip(axes, groups.items(), strict=True):
-        for (name, runs), line in zip(methods.items(), LINES, strict=False):
-            draw_band(ax, [smooth(run, span) for run in runs], name, line)
+        for i, (name, runs) in enumerate(methods.items()):
+            draw_band(ax, [smooth(run, span) for run in runs], name, line_of(i))
         label_panel(ax, title, "step")
     axes[0].legend(fontsize=7, frameon=False)
     return fig
