@@ -62,6 +62,8 @@ def make_problem(
         raise ValueError("it yields no picture, and this set is not asked without; its columns "
                          f"are {', '.join(map(str, row))}")
     question = placed(given["question"], len(images))
+    if not question.replace("<image>", "").strip():
+        raise ValueError("its question is empty")
     name = str(given["id"]) if given.get("id") is not None else name
     return answerable(Problem(**{**given, "images": images, "question": question, "id": name}))
 
