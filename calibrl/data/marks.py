@@ -41,28 +41,8 @@ def refuse_unknown(text, numbers):
             said = f"{mark[0]} is named but there is no picture{which}"
             raise Unusable("image tokens", said)
 
-def placed(
-    question,       # with `<image>`, or `<image 1>`, or nothing of the kind
-    options,        # texts that may hold the same
-    numbers,        # of the pictures that there are
-    sheet=False,    # whether one picture may hold all that are named, as MATH-V's do
-)->Placed:
-    "Return question and choices with `<image>` where each picture is shown."
-    # In question alone `<image>` is as it should be
-    if "<image>" in " ".join(options):
-        question, options = numbered(question, options)
-    asked = [int(number) for number in MARK.findall(question)]
-    offered = [int(number) for number in MARK.findall(" ".join(options))]
-    if not asked + offered:
-        return Placed(question, options, numbers)
-    if sheet and numbers and max(asked + offered) > 1:
-        texts = [MARK.sub(r"(image \1)", text) for text in (question, *options)]
-        return Placed(texts[0], texts[1:], numbers)
-    refuse_unknown(" ".join([question, *options]), numbers)
-    if asked == numbers and not offered:
-        return Placed(MARK.sub("<image>", question), options, numbers)
-
-    # The first time it is shown, then it is only named
+def shown_once(question, options):
+    "Return a question that shows each numbered picture the first time, and names it then."
     order = []
 
     def show(mark):
@@ -73,7 +53,33 @@ def placed(
         return f"(image {number}:) <image>"
 
     question = MARK.sub(show, question)
+    offered = map(int, MARK.findall(" ".join(options)))
     later = [number for number in dict.fromkeys(offered) if number not in order]
     question += "\n"*bool(later) + " ".join(f"(image {number}:) <image>" for number in later)
     options = [MARK.sub(r"(image \1)", option) for option in options]
     return Placed(question, options, order + later)
+
+# %% ../../nbs/data/marks.ipynb #5fd1a302
+def placed(
+    question,       # with `<image>`, or `<image 1>`, or nothing of the kind
+    options,        # texts that may hold the same
+    numbers,        # of the pictures that there are
+    sheet=False,    # whether one picture may hold all that are named, as MATH-V's do
+)->Placed:
+    "Return question and choices with `<image>` where each picture is shown."
+    # In question alone `<image>` is as it should be
+    if "<image>" in " ".join(options):
+        question, options = numbered(question, options)
+    texts = [question, *options]
+    named = [int(number) for number in MARK.findall(" ".join(texts))]
+    if not named:
+        return Placed(question, options, numbers)
+    if sheet and numbers and max(named) > 1:
+        texts = [MARK.sub(r"(image \1)", text) for text in texts]
+        return Placed(texts[0], texts[1:], numbers)
+    refuse_unknown(" ".join(texts), numbers)
+
+    # Each in the question, once and in order
+    if named == numbers and len(MARK.findall(question)) == len(named):
+        return Placed(MARK.sub("<image>", question), options, numbers)
+    return shown_once(question, options)
