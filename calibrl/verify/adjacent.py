@@ -12,6 +12,8 @@ from .units import unit_ends
 __all__ = []
 
 # %% ../../nbs/verify/adjacent.ipynb #d89725f8
+SPLITTING = {"over": "/", "choose": "binom"} # commands between a numerator and a denominator
+
 def is_times(p):
     "Return whether a letter x stands between two numbers: 3 x 4."
     token = p.peek()
@@ -25,7 +27,7 @@ def multiplies(p):
     if token.kind == "o": # feet and inches are units, elsewhere they end a term
         signs = "([√∛∜∞∠'\"" if p.units else "([√∛∜∞∠"
         return token.text in signs or token.text == "|" and not p.in_bars
-    return token.kind in ("w", "cmd")
+    return token.kind == "w" or token.kind == "cmd" and token.text not in SPLITTING
 
 def ends_in_unit(p):
     "Return whether the rest is a unit, which is not to be read as a product."

@@ -22,6 +22,12 @@ def script(mark, signs):
     return spelled
 
 # %% ../../nbs/verify/characters.ipynb #9b46c762
+REPEATED = re.compile("((?:\\d[\u0304\u0305\u0307])+)") # decimals with a bar or a dot each
+
+def repeated(match):
+    "Return `3` with a bar over it as `(3)`, the period of a decimal."
+    return f"({re.sub(r'[^0-9]', '', match[0])})"
+
 FRACTION = re.compile("[¼-¾⅐-⅞↉]")
 
 def fraction(match):
@@ -57,7 +63,7 @@ def plain_characters(text):
     "Return a text with each sign in its one spelling; invisible ones are dropped."
     text = RAISED.sub(script("^", SUPERSCRIPTS), text)
     text = LOWERED.sub(script("_", SUBSCRIPTS), text)
-    text = FRACTION.sub(fraction, text).translate(LOOK_ALIKES)
+    text = REPEATED.sub(repeated, FRACTION.sub(fraction, text)).translate(LOOK_ALIKES)
     text = unicodedata.normalize("NFKC", text).translate(LOOK_ALIKES)
     text = CHINESE_UNIT.sub(unit_word, text).replace(" °", "°")
     return "".join(char for char in text if unicodedata.category(char) != "Cf")

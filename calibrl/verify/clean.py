@@ -7,12 +7,13 @@ from __future__ import annotations
 import re
 from .characters import one_spelling
 from .latex import GOES_ON, joined_lines, latex
+from .notation import plain_notation
 
 # %% auto #0
 __all__ = []
 
 # %% ../../nbs/verify/clean.ipynb #bce4c56b
-CLOSING = re.compile(r"[,;:]$|(?<!\.)\.$|(?<=[^\W\d_])!$") # 5! and 0.3... keep theirs
+CLOSING = re.compile(r"[,;:]$|(?<!\.)\.$|(?:(?<=[A-Z])|(?<=[^\W\d_]{2}))!$") # 5!, n!, 0.3...
 QUOTES = ("**", "__", "```", "`", '"', "''", "*", "'", "_")
 
 def unquote(text, quote):
@@ -112,4 +113,5 @@ def clean(
     # bold marks come in pairs, or they are a power
     if "**" in text and text.count("**") % 2 == 0:
         text = BOLD.sub(r"\1", text)
-    return common_words(re.sub(r"\s+", " ", peel(latex(peel(text)))))
+    text = re.sub(r"\s+", " ", peel(latex(peel(text))))
+    return common_words(plain_notation(text))

@@ -23,6 +23,12 @@ class Label(NamedTuple):
     kind = "label"
     text: str
 
+class Based(NamedTuple):
+    "A number written in another base than ten."
+    kind = "based"
+    digits: str # capital letters behind 9, no zeros in front
+    base: int
+
 class Ratio(NamedTuple):
     "Numbers between colons."
     kind = "ratio"

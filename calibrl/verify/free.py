@@ -6,7 +6,8 @@
 from __future__ import annotations
 import re
 from .expressions import Unreadable
-from .forms import List, Relation
+from .bases import same_based
+from .forms import Based, List, Relation
 from .labels import labelled, same_labels, same_values
 from .letters import letters_of, listed_letters, same_letter
 from .numbers import MATHS_ERRORS
@@ -40,7 +41,7 @@ def judge_words(truth, response):
     return correct, f"rules: {kind}"
 
 # %% ../../nbs/verify/free.ipynb #9e6b393d
-GROUPED = re.compile(r"\d{1,3}(,\d{3})+") # a number with separators, or a list
+GROUPED = re.compile(r"[1-9]\d{0,2}(,\d{3})+") # a number with separators, or a list
 
 def hedges_for(truth):
     "Return the words that leave a response to this truth open."
@@ -67,6 +68,8 @@ def form_for(truth, response):
 # %% ../../nbs/verify/free.ipynb #8d68e3db
 def same_form(form, text):
     "Return whether a text means a form; None where the grammar cannot tell."
+    if isinstance(form, Based):
+        return same_based(form, text)
     if isinstance(form, List) and GROUPED.fullmatch(text):
         text = text.replace(",", ", ")
     return same(form, read_form(text))

@@ -4,8 +4,8 @@
 
 # %% ../../nbs/verify/grammar.ipynb #81407def
 from __future__ import annotations
-from .adjacent import ends_in_unit, is_proper, is_times, is_whole, mixed_number
-from .adjacent import multiplies, parts_of_word
+from .adjacent import SPLITTING, ends_in_unit, is_proper, is_times, is_whole
+from .adjacent import mixed_number, multiplies, parts_of_word
 from .expressions import MINUS_ONE, ZERO, Applied, Binary, Call, Constant, Unary
 from .expressions import Unreadable, Variable, whole
 from .matrices import determinant
@@ -27,8 +27,16 @@ def expression(p):
     while p.at("+", "-", "±"):
         op = p.advance().text
         node = Binary("pm" if op == "±" else op, node, term(p))
+    if p.peek().kind == "cmd" and p.peek().text in SPLITTING:
+        node = below(p, node)
     p.depth -= 1
     return node
+
+def below(p, upper):
+    r"Read what stands under a fraction set as `{1 \over 2}`, or `{5 \choose 2}`."
+    kind = SPLITTING[p.advance().text]
+    lower = expression(p)
+    return Binary("/", upper, lower) if kind == "/" else Call(kind, upper, lower)
 
 # %% ../../nbs/verify/grammar.ipynb #e2f0486f
 def term(p):
@@ -110,6 +118,17 @@ def group(p, opened="{"):
     return node
 
 # %% ../../nbs/verify/grammar.ipynb #07728b7b
+COUNTS = {**dict.fromkeys(("C", "nCr", "binom", "comb"), "binom"),
+    **dict.fromkeys(("P", "nPr", "perm"), "perm")}
+OF_SEVERAL = ("gcd", "lcm", "max", "min")
+
+def chosen(p, upper):
+    "Read the `C2` behind the 5 of `5C2`; anything else is left."
+    if p.peek().text not in ("C", "P") or p.peek(1).kind != "n":
+        return upper
+    name = COUNTS[p.advance().text]
+    return Call(name, upper, p.advance().load)
+
 BRACKETS = {"(": None, "[": None, "{": None, "❴": None, "⌊": "floor", "⌈": "ceil", "|": "abs"}
 ROOTS = {"√": 2, "∛": 3, "∜": 4}
 
@@ -125,7 +144,7 @@ def atom(p):
     # or what one token begins
     p.i += 1
     if token.kind == "n":
-        return token.load
+        return chosen(p, token.load)
     if token.kind == "w":
         return word(p, token)
     if token.kind == "cmd":
@@ -148,7 +167,7 @@ def command(p, name):
     if name == "frac":
         top = group(p)
         return Binary("/", top, group(p))
-    if name in ("binom", "dbinom", "tbinom"):
+    if name == "binom":
         upper = group(p)
         return Call("binom", upper, group(p))
     return call(p, name)
@@ -169,10 +188,16 @@ def word(p, token):
         return Constant("inf")
     if text == "det":
         return determinant_of(p)
+    if text in COUNTS or text in OF_SEVERAL:
+        return several(p, token)
     if text in FUNCTIONS:
         return call(p, text, token.load)
 
-    # a letter, the letters of a figure, or several letters
+    return letters(p, token)
+
+def letters(p, token):
+    "Read a variable, a letter before brackets, or several letters side by side."
+    text = token.text
     if text in ("f", "g", "h", "F", "G", "H") and p.at("("):
         return Applied(text + token.load, group(p, "("))
     if len(text) == 1 or text.isupper() and len(text) <= 4:
@@ -220,6 +245,30 @@ def determinant_of(p):
         p.need(")")
     p.inside -= 1
     return determinant(rows)
+
+# %% ../../nbs/verify/grammar.ipynb #4a59f6fc
+def several(p, token):
+    "Read the arguments of C, P, gcd and the like; letters, where there are no two."
+    start = p.i
+    if not p.take("(", "❴"):
+        return letters(p, token)
+    p.inside += 1
+    found = [expression(p)]
+    while p.take(","):
+        found.append(expression(p))
+    p.inside -= 1
+
+    # one argument makes a product, three or more a call in a call
+    name = COUNTS.get(token.text, token.text)
+    if len(found) == 1 or name != token.text and len(found) > 2:
+        p.i = start
+        return letters(p, token)
+    if not p.take(")", "❵"):
+        raise Unreadable(")")
+    first, *others = found
+    for other in others:
+        first = Call(name, first, other)
+    return first
 
 # %% ../../nbs/verify/grammar.ipynb #8f0e9eaa
 def group_or_atom(p):

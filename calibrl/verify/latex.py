@@ -17,7 +17,9 @@ COMMANDS = dict(zip( # name -> the sign that stands for it
     lfloor rfloor lceil rceil to rightarrow implies Rightarrow imath jmath det top""".split(),
     """π ∞ * * / * ± ± ≤ ≤ ≤ ≥ ≥ ≥ ≠ ≠ < > ≈ ≅ ∼ ≡ ∪ ∩ ∈ ∅ ∅ ° ° ° √ √ ∠ ∠ △ ∥ ⊥ ' 〈 〉 ❴ ❵
     | | | | ... ... ... : ⌊ ⌋ ⌈ ⌉ → → ⇒ ⇒ i j det T""".split(), strict=True))
-COMMANDS.update(dict.fromkeys("frac dfrac tfrac cfrac".split(), r"\frac"))
+COMMANDS.update(dict.fromkeys("frac dfrac tfrac cfrac nicefrac sfrac flatfrac".split(), r"\frac"))
+COMMANDS.update(dict.fromkeys("binom dbinom tbinom".split(), r"\binom"))
+COMMANDS.update((name, name) for name in "gcd lcm max min".split())
 COMMANDS.update(dict.fromkeys("quad qquad enspace thinspace space nobreakspace".split(), " "))
 COMMANDS.update(dict.fromkeys("""left right big Big bigg Bigg bigl bigr Bigl Bigr displaystyle
     textstyle limits nolimits mathstrut boldsymbol""".split(), ""))
@@ -149,18 +151,19 @@ def command_sign(match):
 
 # %% ../../nbs/verify/latex.ipynb #4a933a26
 BRACELESS = ( # \frac12, \frac1{2}, \frac{1}2
-    (re.compile(r"\\frac ?([\da-zπ]) ?([\da-zπ])"), r"\\frac{\1}{\2}"),
-    (re.compile(r"\\frac ?([\da-zπ]) ?\{"), r"\\frac{\1}{"),
-    (re.compile(r"\\frac ?(\{[^{}]*\}) ?([\da-zπ])"), r"\\frac\1{\2}"))
+    (re.compile(r"\\(frac|binom) ?([\da-zπ]) ?([\da-zπ])"), r"\\\1{\2}{\3}"),
+    (re.compile(r"\\(frac|binom) ?([\da-zπ]) ?\{"), r"\\\1{\2}{"),
+    (re.compile(r"\\(frac|binom) ?(\{[^{}]*\}) ?([\da-zπ])"), r"\\\1\2{\3}"))
 
 def with_braces(text):
-    "Return a text whose fractions all have braces."
+    "Return a text whose fractions and binomials all have braces."
     for pattern, spelled in BRACELESS:
         text = pattern.sub(spelled, text)
     return text
 
 # %% ../../nbs/verify/latex.ipynb #04c4d26d
 REPEATING = re.compile(r"(\d*\.\d*)\\(?:overline|bar|dot)\s*\{(\d{1,20})\}")
+DOTTED = re.compile(r"(\d*\.\d*)\\dot ?\{?(\d)\}?(?:(\d{0,18})\\dot ?\{?(\d)\}?)?")
 FONT = re.compile(r"\{\\(?:rm|bf|it) ([^{}]*)\}")
 BARE_BOX = re.compile(r"\\boxed ?(?=\w)")
 BARE_WRAPPER = re.compile(
@@ -169,6 +172,7 @@ BARE_WRAPPER = re.compile(
 def without_commands(text):
     "Return a text with LaTeX commands as signs, wrappers and layout gone."
     text = BARE_WRAPPER.sub(r"\\\1{\2}", text)
+    text = DOTTED.sub(r"\1(\2\3\4)", text) if r"\dot" in text else text
     text = REPEATING.sub(r"\1(\2)", text).replace(r"\mathbb{R}", "ℝ")
     text = unwrap(FONT.sub(r" \1 ", without_environments(text)))
     text = BARE_BOX.sub("", unbox(text))
@@ -193,22 +197,6 @@ def arc(match):
     "Return degrees, minutes and seconds as a sum."
     return f"({match[1]}+{match[2]}/60+{match[3] or 0}/3600)°"
 
-# %% ../../nbs/verify/latex.ipynb #50ab3c14
-SPACED = re.compile(r"\[[\[\]\d\s./;,-]+\]")
-ROW_BREAK = re.compile(r"\] ?,? ?\[|;")
-NUMBERS = re.compile(r"-?\d+(?:[./]\d+)?(?:(?: +-?\d+(?:[./]\d+)?)*|(?:, ?-?\d+(?:[./]\d+)?)*)")
-ANGLES = re.compile(r"^((?:\w ?= ?)?)<([^<>=]+,[^<>=]+)>$")
-
-def spaced_rows(match):
-    "Return `[1 2; 3 4]` and `[[1 2] [3 4]]` as `[[1, 2], [3, 4]]`, `[1 2]` as `[1, 2]`."
-    if match[0].count("[") != match[0].count("]"):
-        return match[0] # the end of something longer
-    rows = [row.strip() for row in ROW_BREAK.split(match[0].strip("[] "))]
-    if not all(map(NUMBERS.fullmatch, rows)) or not any(" " in row or "," in row for row in rows):
-        return match[0]
-    texts = [in_brackets(re.split(r"[, ]+", row)) for row in rows]
-    return in_brackets(texts) if len(texts) > 1 or match[0].startswith("[[") else texts[0]
-
 # %% ../../nbs/verify/latex.ipynb #2b6aef3f
 def latex(text):
     "Return LaTeX commands as single signs; wrappers, layout and dollar signs are gone."
@@ -218,8 +206,4 @@ def latex(text):
         text = without_dollars(text)
     text = DEGREES.sub("°", text).replace("~", " ").replace(":=", "=")
     text = UNION.sub("∪", text)
-    if "[" in text:
-        text = SPACED.sub(spaced_rows, text)
-    if "<" in text:
-        text = ANGLES.sub(r"\1‹\2›", text)
     return ARC.sub(arc, text) if "°" in text else text

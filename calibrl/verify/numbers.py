@@ -136,7 +136,31 @@ def trigonometric(
         return 1 / getattr(library, RECIPROCALS[name])(x)
     return getattr(library, name)(x)
 
-# %% ../../nbs/verify/numbers.ipynb #9f2c69fb
+# %% ../../nbs/verify/numbers.ipynb #3797eef4
+def as_integer(number):
+    "Return a number as an `int`; raise `Unreadable` where it is none."
+    n = int(number)
+    if n != number:
+        raise Unreadable("not a whole number")
+    return n
+
+OF_TWO = {"binom": math.comb, "perm": math.perm, "gcd": math.gcd, "lcm": math.lcm, "max": max,
+    "min": min}
+
+def of_two(
+    name,
+    x, # Fraction or Decimal
+    y, # the same
+)->Fraction|Decimal:
+    "Return a function's value at two numbers, most at whole ones of bounded size."
+    if name in ("max", "min"):
+        return OF_TWO[name](x, y, key=to_decimal)
+    numbers = as_integer(x), as_integer(y)
+    if name in ("binom", "perm") and not all(0 <= n <= 300 for n in numbers):
+        raise Unreadable("size")
+    return Fraction(OF_TWO[name](*numbers))
+
+# %% ../../nbs/verify/numbers.ipynb #54b41b6f
 def logarithm(name, x, base=None):
     "Return a logarithm to 50 digits: natural, decadic, or to a base."
     if base is not None:
@@ -154,8 +178,8 @@ def apply(
         return magnitude(x)
     if name in ("floor", "ceil"):
         return Fraction(getattr(math, name)(x))
-    if name == "binom" and all(n == int(n) and 0 <= n <= 300 for n in (x, second)):
-        return Fraction(math.comb(int(x), int(second)))
+    if name in OF_TWO:
+        return of_two(name, x, second)
 
     # to 50 digits, but for trigonometry
     if name == "exp":
@@ -165,13 +189,6 @@ def apply(
     return Decimal(trigonometric(name, float(x), math))
 
 # %% ../../nbs/verify/numbers.ipynb #0efd3391
-def as_integer(number):
-    "Return a number as an `int`; raise `Unreadable` where it is none."
-    n = int(number)
-    if n != number:
-        raise Unreadable("not a whole number")
-    return n
-
 def factorial(
     number,
     step=1, # 2 for the double factorial

@@ -6,9 +6,10 @@
 from __future__ import annotations
 import re
 from contextlib import suppress
+from .bases import based_number
 from .expressions import Unreadable
 from .forms import Label, List, Named, Ratio, Relation, Set, Tuple, Union, Value
-from .quantities import value
+from .quantities import and_fraction, value
 from .tokens import FUNCTIONS, NESTING, lex, split
 from .vectors import vector_sum
 
@@ -35,7 +36,12 @@ def listed(
     items = [part for k, part in enumerate(parts) if not is_gap(k, parts, used)]
     if not items[-1] and used[-1] in ",;":
         items.pop()
-    return List(tuple(form(item, depth + 1) for item in items), frozenset(used))
+    forms = tuple(form(item, depth + 1) for item in items)
+    if used == ["and"]:
+        together = and_fraction(*forms)
+        if together and together.unit: # 2 and 1/2 cups
+            return together
+    return List(forms, frozenset(used))
 
 # %% ../../nbs/verify/parse.ipynb #dcb67c6d
 def joined(parts, used, depth):
@@ -215,4 +221,4 @@ def read_form(
     text:str, # cleaned text
 )->tuple: # a form
     "Return the form of a text; raise `Unreadable` where it has none."
-    return form(lex(text))
+    return based_number(text) or form(lex(text))

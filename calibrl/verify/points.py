@@ -6,13 +6,22 @@
 from __future__ import annotations
 import cmath, math, operator
 from .expressions import Applied, Binary, Call, Constant, Number, Unary
-from .expressions import Variable, as_factors, variables, walk
-from .numbers import trigonometric
+from .expressions import Unreadable, Variable, as_factors, variables, walk
+from .numbers import OF_TWO, trigonometric
 
 # %% auto #0
 __all__ = []
 
 # %% ../../nbs/verify/points.ipynb #0c9506ef
+def of_two_at(name, x, y):
+    "Return a function's value at two numbers, of which the real parts count."
+    if name in ("max", "min"):
+        return complex(OF_TWO[name](x.real, y.real))
+    if name not in ("binom", "perm"):
+        raise Unreadable(name)
+    ways = math.gamma(x.real + 1) / math.gamma(x.real - y.real + 1)
+    return complex(ways / math.gamma(y.real + 1) if name == "binom" else ways)
+
 def function_at(
     name,
     x, # complex
@@ -20,6 +29,8 @@ def function_at(
 )->complex:
     "Return a function's value at complex arguments."
     # the real functions, then those that go on into the complex plane
+    if name in OF_TWO:
+        return of_two_at(name, x, second)
     if name == "abs":
         return complex(abs(x))
     if name in ("floor", "ceil"):

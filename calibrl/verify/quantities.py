@@ -4,28 +4,33 @@
 
 # %% ../../nbs/verify/quantities.ipynb #b28ac58d
 from __future__ import annotations
-from .expressions import Binary, Number, Unreadable, variables
+from .adjacent import is_proper, is_whole
+from .expressions import Binary, Number, Unary, Unreadable, variables
 from .forms import Value
 from .grammar import expression
-from .tokens import Reader, Token, bars
+from .tokens import Reader, bars
 from .units import read_unit
 
 # %% auto #0
 __all__ = []
 
 # %% ../../nbs/verify/quantities.ipynb #78108418
+CURRENCIES = ("＄", "€", "£", "¥", "USD", "EUR", "GBP", "CNY", "RMB")
+
 def currency_last(
     tokens,
 )->list:
     "Return `$5` as `5 $`; $5 million keeps its word for a unit."
-    sign = next((token.text for token in tokens[:2] if token.text in ("＄", "€", "£", "¥")), None)
+    if tokens[0].text == "US" and len(tokens) > 1: # US$5
+        tokens = tokens[1:]
+    sign = next((token for token in tokens[:2] if token.text in CURRENCIES), None)
     if not sign:
         return tokens
-    tokens = [token for k, token in enumerate(tokens) if k > 1 or token.text != sign]
+    tokens = [token for k, token in enumerate(tokens) if k > 1 or token.text != sign.text]
     if not tokens:
         raise Unreadable("currency")
     last = tokens[-1]
-    return tokens + [Token("o", sign)] if last.kind != "w" or last.text in "kM" else tokens
+    return tokens + [sign] if last.kind != "w" or last.text in "kM" else tokens
 
 # %% ../../nbs/verify/quantities.ipynb #a5526fdb
 def compound(
@@ -81,3 +86,20 @@ def value(
     if product and variables(number):
         return Value(product)
     return Value(number, unit, product)
+
+# %% ../../nbs/verify/quantities.ipynb #6903d57d
+def and_fraction(
+    first, # forms
+    second,
+)->Value|None:
+    "Return 2 and 1/2 as the value that both may be together; None for anything else."
+    if not isinstance(first, Value) or not isinstance(second, Value) or first.unit:
+        return None
+    number, part = first.number, second.number
+    op = "+"
+    if isinstance(number, Unary): # -2 and 1/2
+        number, op = number.operand, "-"
+    is_fraction = isinstance(part, Binary) and part.op == "/" and is_proper(part.left, part.right)
+    if not is_fraction or not is_whole(number):
+        return None
+    return Value(Binary(op, first.number, part), second.unit)

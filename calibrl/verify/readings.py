@@ -6,9 +6,11 @@
 from __future__ import annotations
 from itertools import pairwise
 from typing import NamedTuple
-from .expressions import Binary, Constant, Variable, variables, walk
+from .expressions import Binary, Call, Constant, Variable, variables, walk
 from .forms import Label, List, Named, Relation, Set, Tuple, Value
+from .grammar import COUNTS
 from .numbers import calc, to_decimal
+from .quantities import and_fraction
 from .rounding import literal
 from .values import same_value
 
@@ -122,6 +124,14 @@ def distinct(
     return out
 
 # %% ../../nbs/verify/readings.ipynb #9291543b
+def as_count(form):
+    "Return `C(5,2)` or `P(5,2)` as a number of choices; any other form as it is."
+    match form:
+        case Named("C" | "P", Tuple((Value(unit=None), Value(unit=None)))):
+            first, second = form.form.items
+            return Value(Call(COUNTS[form.name], first.number, second.number))
+    return form
+
 def links(
     left, # a form
     sign, # = or ≈
@@ -129,6 +139,7 @@ def links(
 )->bool:
     "Return whether one link of a chain holds; a decimal on the right may be rounded."
     # equal values
+    left = as_count(left)
     if not isinstance(left, Value) or not isinstance(right, Value):
         return False
     if same_value(left, right):
@@ -194,9 +205,12 @@ def readings(
     # what is taken off, what is two, what says its ends
     match form:
         case Named():
-            return Readings((form.name,), [form.form])
+            return Readings((form.name,), [form.form, as_count(form)])
         case List(items=(only,)) | Set(items=(only,)):
             return readings(only)
+        case List(items=(first, second)) if form.separators == {"and"}:
+            together = and_fraction(first, second) # 2 and 1/2
+            return Readings((), [form, together] if together else [form])
         case Value() if is_double(form.number): # 6 ± 1 is two values
             values = distinct(many(form), same_number)
             return Readings((), values if len(values) == 1 else [])

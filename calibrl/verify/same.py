@@ -65,7 +65,8 @@ def same_single(truth, response):
             said = coordinates(form)
             size = len(said.items) if isinstance(said, Tuple) else 0
             own = coordinates(truth, size)
-            return isinstance(own, Tuple) and same_tuple(own._replace(brackets="〈〉"), said)
+            if isinstance(own, Tuple) and same_tuple(own._replace(brackets="〈〉"), said):
+                return True
     return False
 
 def same_described(truth, response):

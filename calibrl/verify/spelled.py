@@ -52,7 +52,15 @@ def spell(match):
     value = whole_number(front) if front else 1
     if not is_part:
         return match[0] if value is None else str(value)
-    return f"{' '.join(front) if value is None else value}/{PARTS[words[-1]]}"
+    if value is not None:
+        return f"{value}/{PARTS[words[-1]]}"
+
+    # two and one half
+    if "and" not in front:
+        return match[0]
+    place = front.index("and")
+    whole, top = whole_number(front[:place]), whole_number(front[place+1:])
+    return f"{whole} and {top}/{PARTS[words[-1]]}" if whole and top else match[0]
 
 # %% ../../nbs/verify/spelled.ipynb #0f40cfa1
 ALL_REALS = re.compile(r"^(?:the set of )?(?:all )?(?:real numbers|reals)$|ℝ")
@@ -62,7 +70,7 @@ COMPARISONS = [(re.compile(rf"\b(\w) is (?:{words}) (?=[-\d])"), rf"\1{sign}") f
     ("(?:greater|larger|more) than or equal to|at least|no less than", "≥"),
     ("(?:less|smaller) than", "<"),
     ("(?:greater|larger|more) than", ">"))]
-OPERATIONS = [(re.compile(rf"\b(?:{words}) (?=[\d(√π\\])"), sign) for words, sign in (
+OPERATIONS = [(re.compile(rf"(?<!\\)\b(?:{words}) (?=[\d(√π\\])"), sign) for words, sign in (
     (r"(?:the )?(?:positive |principal )?square root of", "√"),
     (r"(?:the )?cube root of", "∛"),
     ("times|multiplied by", "*"),
