@@ -30,7 +30,3 @@ from calibrl.viz.record import picture  # noqa: F401
 from calibrl.viz.toy import (  # noqa: F401
     at_accuracy, coefficient_parts, gate_curve, gate_positions, gradient_coefficients,
     table_logps, table_run, table_world, toy_group)
-
-# %% ../../nbs/00c_viz.ipynb #7cc6047a
-push = gradient_coefficients
-stand = gate_positions
