@@ -2,6 +2,7 @@
 reason why it is refused. Nothing is read wrongly in silence."""
 import base64
 import io
+import json
 
 import datasets
 import numpy as np
@@ -408,3 +409,77 @@ def test_pictures_and_names_that_do_not_agree_are_refused(question, choices, why
     good = {"question": "Which?", "images": pictures_of(2), "answer": "A", "choices": ["x", "y"]}
     said = reason(good | {"question": question, "choices": choices or ["x", "y"]}, good)
     assert said.startswith(f"image tokens: {why}")
+
+
+# Folders
+
+def write(path, *rows, indent=None):
+    "Rows as JSON Lines, or one value as JSON."
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if path.suffix == ".jsonl":
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    else:
+        path.write_text(json.dumps(rows[0], indent=indent))
+
+
+ROW = {"question": "How long?", "answer": "4"}
+OTHER = {"id": "v1", "model": "some", "raw": "B", "match": True}
+
+
+@pytest.mark.parametrize("other", ["a.jsonl", "a.json", "zz.jsonl", "b/outputs.jsonl", "a.csv"])
+@pytest.mark.parametrize("own", ["dataset.json", "m.jsonl", "data/test.jsonl", "table.csv"])
+def test_the_file_that_holds_problems_is_read_whatever_lies_beside_it(tmp_path, own, other):
+    if other.endswith(".csv"):
+        (tmp_path/other).write_text("id,model,raw\nv1,some,B\n")
+    else:
+        write(tmp_path/other, {"v1": OTHER} if other.endswith("json") else OTHER)
+    if own.endswith(".csv"):
+        (tmp_path/own).write_text("question,answer\nHow long?,4\n")
+    else:
+        write(tmp_path/own, {"v1": ROW} if own.endswith("json") else ROW)
+    found = load_problems(tmp_path, on_bad="fail")
+    assert [p.answer for p in found] == ["4"]
+    said = f"1 of 2 data files is read: {own}; not read: {other}"
+    assert f"note: {said}" in str(found)
+
+
+def test_a_map_tells_which_file_is_meant(tmp_path):
+    write(tmp_path/"a.jsonl", ROW | {"answer": "5"})
+    write(tmp_path/"b.jsonl", {"frage": "How long?", "antwort": "4"})
+    how = "question=frage,answer=antwort"
+    assert [p.answer for p in load_problems(tmp_path, map=how)] == ["4"]
+    assert [p.answer for p in load_problems(tmp_path)] == ["5"]
+
+
+def test_all_files_of_problems_are_read(tmp_path):
+    for i in range(10):
+        write(tmp_path/f"part{i}.jsonl", ROW | {"answer": str(i)})
+    found = load_problems(tmp_path)
+    assert [p.answer for p in found] == list("0123456789")
+    assert "data files" not in str(found)
+
+
+def test_files_of_another_kind_or_split_are_said_to_be_unread(tmp_path):
+    write(tmp_path/"train.jsonl", ROW)
+    for i in range(9):
+        (tmp_path/f"more{i}.csv").write_text("question,answer\nHow long?,4\n")
+    said = str(load_problems(tmp_path))
+    names = ", ".join(f"more{i}.csv" for i in range(5))
+    assert f"1 of 10 data files is read: train.jsonl; not read: {names} and 4 more" in said
+
+
+def test_where_no_file_holds_problems_its_columns_are_named(tmp_path):
+    for name in ("a.jsonl", "b.jsonl"):
+        write(tmp_path/name, OTHER)
+    with pytest.raises(ValueError, match="the columns are id, model, raw, match"):
+        load_problems(tmp_path)
+
+
+@pytest.mark.parametrize("indent", [None, 1])
+def test_a_file_a_problem_is_a_row_each(tmp_path, indent):
+    for i in (1, 2):
+        row = {"problem": "How long?", "level": f"Level {i}", "solution": f"It is \\boxed{{{i}}}."}
+        write(tmp_path/f"train/algebra/{i}.json", row, indent=indent)
+    found = load_problems(tmp_path, on_bad="fail")
+    assert [p.answer for p in found] == ["1", "2"]
+    assert found[1].tags == {"level": "Level 2"}

@@ -229,3 +229,12 @@ def detect(
             raise ValueError(f"no column holds the {field}: say which with map, as in "
                              f"{field}=NAME; the columns are {found}")
     return name, {field: column for field, column in fields.items() if column}
+
+# %% ../../nbs/data/columns.ipynb #3f357d44
+def holds_problems(features, map=None):
+    "Return whether a question and an answer can be told among some columns."
+    try:
+        detect(features, map)
+    except ValueError:
+        return False
+    return True

@@ -9,8 +9,9 @@ __all__ = []
 import csv
 import dataclasses
 import re
+from pathlib import Path
 
-from .json_files import json_dataset
+from .json_files import Kind, json_dataset, json_features
 from .pictures import is_within
 
 # %% ../../nbs/data/files.ipynb #5796750a
@@ -92,6 +93,29 @@ def read_files(
         reason = short_reason(error)
         raise ValueError(f"{several} do not have the same columns: {reason}") from None
 
+# %% ../../nbs/data/files.ipynb #7ff1706d
+def file_features(path):
+    "Return {column: its kind} of a file; None where only reading it whole would tell."
+    import datasets
+    import pyarrow.parquet
+    kind = READERS[path.suffix.lower()]
+    try:
+        if kind == "json":
+            return json_features(path)
+        if kind == "csv":
+            return dict.fromkeys(csv_options(path)["converters"], Kind("string"))
+        if kind == "parquet":
+            schema = pyarrow.parquet.read_schema(path)
+            return datasets.Features.from_arrow_schema(schema)
+    except Exception:    # the readers raise nearly anything, and will say so when it is read
+        pass
+    return None
+
+def may_hold(path, folder, fits):
+    "Return whether the columns of a file of a folder fit, or cannot be told."
+    features = file_features(path) if is_within(path, folder) else None
+    return features is None or fits(features)
+
 # %% ../../nbs/data/files.ipynb #446a51aa
 SPLIT = re.compile(r"(?:^|[/._ -])(train|testmini|test|validation|valid|val|dev)(?:ing)?"
                    r"(?=$|[/._ -]|\d)")
@@ -112,26 +136,34 @@ def is_hidden(path, folder):
     "Return whether a path below a folder goes through a name that begins with a dot."
     return any(part[0] == "." for part in path.relative_to(folder).parts)
 
-def table_files(folder, paths):
-    "Return those paths that hold rows, sorted, of one kind: parquet, else arrow, JSON, CSV."
+def all_tables(folder, paths):
+    "Return those paths that may hold rows, sorted."
     known = {path for path in paths
              if path.suffix.lower() in READERS and path.name not in NO_ROWS}
-    seen = sorted(path for path in known if not is_hidden(path, folder))
-    suffixes = {path.suffix.lower() for path in seen}
-    kind = next((suffix for suffix in READERS if suffix in suffixes), None)
-    found = [path for path in seen if path.suffix.lower() == kind]
+    return sorted(path for path in known if not is_hidden(path, folder))
+
+def table_files(folder, paths, fits=None):
+    "Return the paths of one kind, parquet, else arrow, JSON, CSV, whose columns fit if any do."
+    kinds = {}
+    for path in all_tables(folder, paths):
+        kinds.setdefault(path.suffix.lower(), []).append(path)
+    found = [kinds[suffix] for suffix in READERS if suffix in kinds]
+    if fits and sum(map(len, found)) > 1:
+        fitting = [[path for path in paths if may_hold(path, folder, fits)] for paths in found]
+        found = [paths for paths in fitting if paths] or found
 
     # A folder may come from anywhere, and a link in it may lead anywhere
-    for path in found:
+    chosen = found[0] if found else []
+    for path in chosen:
         if not is_within(path, folder):
             raise ValueError(f"{path} is a link that leads out of {folder}: name its own file")
-    return found
+    return chosen
 
 # %% ../../nbs/data/files.ipynb #d4a7200b
-def folder_files(folder, top=None):
+def folder_files(folder, top=None, fits=None):
     "Return {split or None: files of one kind} below a folder; no link leads out of it or `top`."
     found = {}
-    for path in table_files(top or folder, folder.rglob("*")):
+    for path in table_files(top or folder, folder.rglob("*"), fits):
         found.setdefault(split_of(path.relative_to(folder)), []).append(path)
     return found
 
@@ -151,3 +183,19 @@ def pick_split(splits, split, source):
     if split:
         raise ValueError(f"{source} has no split {split!r}; it has {names}")
     raise ValueError(f"{source} has the splits {names}: choose one with split")
+
+# %% ../../nbs/data/files.ipynb #c9cf4d91
+def unread_text(folder, read):
+    "Return which data files of a folder are read and which are not; empty if all are."
+    read = [Path(path) for path in read]
+    rest = [path for path in all_tables(folder, folder.rglob("*")) if path not in read]
+    if not rest:
+        return ""
+
+    def named(paths):
+        names = ", ".join(path.relative_to(folder).as_posix() for path in paths[:5])
+        return names + f" and {len(paths) - 5} more"*(len(paths) > 5)
+
+    verb = "is" if len(read) == 1 else "are"
+    total = len(read) + len(rest)
+    return f"{len(read)} of {total} data files {verb} read: {named(read)}; not read: {named(rest)}"

@@ -8,6 +8,7 @@ __all__ = []
 # %% ../../nbs/data/json_files.ipynb #d4a71003
 import json
 import math
+from itertools import islice
 from pathlib import Path
 from typing import NamedTuple, Optional
 
@@ -60,8 +61,8 @@ def first_lines(path):
         second = next(filled, b"")
     return first.removeprefix(b"\xef\xbb\xbf").lstrip(), second
 
-def whole_json(path):
-    "Return the rows of a file that is one JSON value; None if it is lines, broken ones included."
+def one_value(path):
+    "Return the list or object that a whole file is; None if it is lines, broken ones included."
     first, second = first_lines(path)
     if first[:1] == b"[":
         return read_json(path)
@@ -71,15 +72,35 @@ def whole_json(path):
     if first[:1] != b"{" or (not fault and second):
         return None
     if not fault:
-        return named_rows(row)
+        return row
 
     # An object over several lines
     try:
-        items = read_json(path)
+        return read_json(path)
     except ValueError:
         return None
-    rows = named_rows(items)
-    if rows is None:
+
+def holds_records(value):
+    "Return whether a value is a list of records."
+    return isinstance(value, list) and any(isinstance(item, dict) for item in value)
+
+def rows_in(value):
+    "Return the rows that one list or object holds; None if it is something else."
+    if isinstance(value, list):
+        return value
+    rows = named_rows(value)
+    is_row = value and not any(map(holds_records, value.values()))
+    return rows or ([value] if is_row else None)
+
+def whole_json(path):
+    "Return the rows of a file that is one JSON value; None if it is lines, broken ones included."
+    value = one_value(path)
+    if value is None:
+        return None
+    rows = rows_in(value)
+    # A conversation on one line is a row of JSON Lines
+    is_line = rows is None and not json_line(first_lines(path)[0]).fault
+    if rows is None and not is_line:
         raise ValueError(f"{path} is one JSON object, not rows: give JSON Lines, a list of objects "
                          "or an object that holds each row under its name")
     return rows
@@ -152,3 +173,29 @@ def dataset_of(rows):
     for name in names:
         columns[name], features[name] = json_column([row.get(name) for row in rows])
     return datasets.Dataset.from_dict(columns, features=datasets.Features(features))
+
+# %% ../../nbs/data/json_files.ipynb #be6bed58
+class Kind(NamedTuple):
+    "What is known of a column from a value of it."
+    dtype: str
+
+def kind_of(value):
+    "Return the kind of a column that holds a value, a record's as a record."
+    if isinstance(value, dict):
+        return {name: kind_of(inner) for name, inner in value.items()}
+    names = {str: "string", bool: "bool", int: "int64", float: "float64"}
+    return Kind(names.get(type(value), ""))
+
+def json_features(path):
+    "Return {column: its kind} of the first rows of a JSON file; empty if it holds no rows."
+    value = one_value(path)
+    if value is not None:
+        rows = (rows_in(value) or [])[:20]
+    else:
+        with open(path, "rb") as file:
+            rows = [json_line(line).row for line in islice(file, 20)]
+    features = {}
+    for row in rows:
+        if isinstance(row, dict):
+            features |= {name: kind_of(inner) for name, inner in row.items()}
+    return features

@@ -7,6 +7,7 @@ __all__ = ['Problems', 'load_problems']
 
 # %% ../../nbs/data/problems.ipynb #d4a79004
 import contextlib
+import functools
 import json
 import logging
 import os
@@ -18,7 +19,9 @@ from typing import Any, NamedTuple
 
 from tqdm.auto import tqdm
 
-from .columns import FORMATS, detect, parse_map, parts_of, value_at
+from .columns import (FORMATS, detect, holds_problems, parse_map, parts_of,
+                                  value_at)
+from .files import unread_text
 from .golds import number_reading, whole_number
 from .pictures import is_within, looks_pictured
 from .rows import read_row, refuse_problem
@@ -345,11 +348,15 @@ def opened(source, map, split, name):
     "Return an empty list of problems, the rows of its source, and why some cannot be read."
     faults = {}
     files = []
-    ds = read_rows(source, split, name, faults, files)
+    fits = functools.partial(holds_problems, map=map)
+    ds = read_rows(source, split, name, faults, files, fits)
     is_named = isinstance(source, (str, os.PathLike))
-    files = files or [(source if is_named else "dataset", len(ds))]
-    problems = Problems(*described(source, ds, map), files)
+    counted = files or [(source if is_named else "dataset", len(ds))]
+    problems = Problems(*described(source, ds, map), counted)
     problems.folder = source_folder(source)
+    if files and problems.folder == Path(source).expanduser():
+        unread = unread_text(problems.folder, [file for file, _ in files])
+        problems.notes += [unread] if unread else []
     return problems, ds, faults
 
 # %% ../../nbs/data/problems.ipynb #7d4432ea

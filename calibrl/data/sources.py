@@ -46,7 +46,7 @@ def saved_dataset(folder):
         raise ValueError(f"{failed}: {short_reason(error)}") from None
 
 # %% ../../nbs/data/sources.ipynb #17f9fbed
-def named_files(folder, name):
+def named_files(folder, name, fits=None):
     "Return {split: files} of a folder's configuration, from its card or from its own files."
     card = folder/"README.md"
     configs = card_configs(card) if card.is_file() and is_within(card, folder) else []
@@ -55,16 +55,16 @@ def named_files(folder, name):
     if name and not (folder/name).is_dir():
         raise ValueError(f"{folder} has no configuration {name!r}: no folder of that name, "
                          "and no README.md that lists configurations")
-    return folder_files(folder/(name or ""), folder)
+    return folder_files(folder/(name or ""), folder, fits)
 
-def read_folder(folder, split, name, bad, files):
+def read_folder(folder, split, name, bad, files, fits=None):
     "Return the rows of a folder: a saved data set, a copy of a hub repository, or just files."
     import datasets
     if (folder/"dataset_dict.json").exists() or (folder/"state.json").exists():
         saved = saved_dataset(folder)
         several = isinstance(saved, datasets.DatasetDict)
         return saved[pick_split(saved, split, folder)] if several else saved
-    found = named_files(folder, name)
+    found = named_files(folder, name, fits)
     if not found:
         raise ValueError(f"{folder} holds no data file: {', '.join(READERS)} are known")
     return read_files(found[pick_split(found, split, folder)], bad, files)
@@ -138,6 +138,7 @@ def read_rows(
     bad=None,      # dict that collects {row number: reason} of unreadable JSON lines, which become
                    # empty rows; None: the first is an error
     files=None,    # list that collects (file, its rows) where the rows come from files
+    fits=None,     # function({column: feature}) -> whether a file of a folder is meant; None: all
 ):                 # datasets.Dataset, pictures as bytes or paths
     "Return the rows of a data set, wherever it is; no code of a data set is ever run."
     import datasets
@@ -148,7 +149,7 @@ def read_rows(
 
     # A place on this machine
     if path.is_dir():
-        return undecoded(read_folder(path, split, name, bad, files))
+        return undecoded(read_folder(path, split, name, bad, files, fits))
     if path.is_file():
         if path.suffix.lower() not in READERS:
             known = ", ".join(READERS)
