@@ -141,6 +141,12 @@ def json_column(values):
     return [value if value is None else json.dumps(value) for value in values], datasets.Json()
 
 # %% ../../nbs/data/json_files.ipynb #c6c3585d
+def nothing_readable(files, bad)->str:
+    "Return what is wrong where no row of some files can be read: the first fault, and how many."
+    path = next(path for path, count in files if count)
+    more = f", and none of the {len(bad) - 1} rows after it can be read" if len(bad) > 1 else ""
+    return f"{path}, row 1: {bad[1]}{more}; JSON is UTF-8, a row is an object"
+
 def json_dataset(
     paths,    # of the files, one after the other
     bad,      # dict that collects {row: why} of unreadable lines; None: the first is an error
@@ -159,6 +165,8 @@ def json_dataset(
         files.append((path, len(more)))
     if not rows:
         raise ValueError(f"{paths[0]} cannot be read as json: it has no rows")
+    if bad and len(bad) == len(rows):
+        raise ValueError(nothing_readable(files, bad))
     return dataset_of(rows)
 
 # %% ../../nbs/data/json_files.ipynb #d4a71008
