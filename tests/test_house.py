@@ -163,7 +163,7 @@ MAY_USE = {
     "verify.values": {"verify.expressions", "verify.numbers", "verify.points", "verify.rounding"},
     "verify.vectors": {"verify.expressions", "verify.forms", "verify.grammar", "verify.matrices",
                        "verify.points", "verify.quantities", "verify.tokens"},
-    "verify.words": {"verify.sentence"},
+    "verify.words": {"verify.sentence", "verify.spelled"},
     "verify.worker": {"verify.judge"},
     "viz": {"viz.animated", "viz.curves", "viz.figures", "viz.gallery", "viz.movable", "viz.page",
             "viz.record", "viz.toy"},

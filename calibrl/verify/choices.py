@@ -6,9 +6,9 @@
 from __future__ import annotations
 import re
 from .clean import clean, peel
-from .free import judge_free
-from .letters import (LETTER_RUN, ONE_LETTER, index_of, letter_at, letters_of,
-    listed_letters, without_choice_word)
+from .free import judge_free, judge_plain
+from .letters import (AS_PRINTED, LETTER_RUN, ONE_LETTER, index_of, letter_at,
+    listed_letters, same_letters, split_letter, without_choice_word)
 from .sentence import HEDGES, candidates, is_doubtful, words_of
 from .words import YES_NO, phrase, same_yes_no
 
@@ -20,29 +20,21 @@ def which(text, options):
     "Return the index of the option whose text this is; None if none or several fit."
     places = range(len(options))
     hits = [i for i in places if options[i] == text or clean(options[i]) == text]
+    if not hits and listed_letters(text):
+        return None
     if not hits:
         words = phrase(text)
         phrases = [phrase(option) for option in options]
         hits = [i for i in places if phrases[i] and phrases[i] == words]
     if not hits:
-        hits = [i for i in places if judge_free(options[i], text)[0]]
+        hits = [i for i in places if judge_plain(options[i], text)[0]]
     return hits[0] if len(hits) == 1 else None
 
 # %% ../../nbs/verify/choices.ipynb #ad2e6610
-LETTER_TEXT = re.compile(r"(?:[(\[]\s*([A-Za-z])\s*[)\]]\s*[.:,=-]?|([A-Za-z])\s*[.:),=-]|"
-    r"([A-Z])(?=\s))\s*(\S.*)", re.S)
-AS_PRINTED = re.compile(r"[(\[]|[A-Za-z]\s*[.:)]") # as a choice is printed
-
-def split_letter(text):
-    "Return (letter, text) of `B. blue` and the like, (None, text) of anything else."
-    found = LETTER_TEXT.fullmatch(text)
-    return (found[1] or found[2] or found[3], found[4]) if found else (None, text)
-
 def names_option(match, options):
     "Return whether the letter of a match is that of a choice."
     return bool(match) and index_of(match[1]) < len(options)
 
-# %% ../../nbs/verify/choices.ipynb #9286ccee
 def letter_alone(text, options):
     "Return the letter that is all of a text, None if there is none."
     found = ONE_LETTER.fullmatch(text)
@@ -116,12 +108,6 @@ def several_letters(truth, options):
         return None
     return sorted(truth) if index_of(max(truth)) < len(options) else None
 
-def same_letters(letters, response):
-    "Return whether a response names the same letters, all of them."
-    found = [letters_of(text) for text in candidates(response)]
-    capitals = [[letter.upper() for letter in said] for said in found if said]
-    return letters in capitals
-
 # %% ../../nbs/verify/choices.ipynb #fa7feefe
 def says_own_text(key, response, options):
     "Return whether a response says the yes or no of the right choice."
@@ -131,11 +117,23 @@ def says_own_text(key, response, options):
     return bool(is_yes_no) and same_yes_no(own.lower(), response)
 
 # %% ../../nbs/verify/choices.ipynb #ba2b755e
+TEXT_SEPARATOR = re.compile(r"\s*(?:,\s*and\b|[,;]|\band\b)\s*")
+
+def picks_letters(letters, response, options):
+    "Return whether a response names several choices and no other: by letters or by texts."
+    if same_letters(letters, response):
+        return True
+    for text in candidates(response):
+        picked = [pick(part, options) for part in TEXT_SEPARATOR.split(text)]
+        if None not in picked and sorted(picked) == letters:
+            return True
+    return False
+
 def judge_choice(truth, response, options):
     "Return (correct, how) for a multiple-choice question."
     letters = several_letters(truth, options)
     if letters:
-        return same_letters(letters, response), "rules: letters"
+        return picks_letters(letters, response, options), "rules: letters"
     key = key_of(truth, options)
     if key is None:
         return judge_free(truth, response)

@@ -77,7 +77,7 @@ HALF_DAY = re.compile(r"\b([AaPp])\. ?[Mm]\b\.?")
 ANGLE = re.compile(r"(?:\bm )?∠ ?")
 REMAINDER = re.compile(
     r"(?<=\d) ?(?:(?:with )?(?:a )?remainder(?: of)?|(?:with )?[Rr]) ?(?=\d+$)")
-ABBREVIATED = re.compile(r"\b(sq|cu|approx)\.")
+ABBREVIATED = re.compile(r"\b(sq|cu|approx|[Aa]ns)\.")
 
 def common_words(text):
     "Return a text with times of day, angles and abbreviations in one spelling."

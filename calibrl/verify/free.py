@@ -9,7 +9,8 @@ from .expressions import Unreadable
 from .bases import same_based
 from .forms import Based, List, Relation
 from .labels import labelled, same_labels, same_values
-from .letters import letters_of, listed_letters, same_letter
+from .letters import (AS_PRINTED, ONE_LETTER, is_choice_text, letters_of,
+    same_letter, same_letters, split_letter, without_choice_word)
 from .numbers import MATHS_ERRORS
 from .parse import read_form
 from .readings import many
@@ -24,19 +25,22 @@ from .words import same_word_list, same_words, same_yes_no
 __all__ = []
 
 # %% ../../nbs/verify/free.ipynb #56e1904b
+def is_turned(text, response):
+    "Return whether a response is a name of two letters, such as BC, the other way round."
+    return len(text) == 2 and response == text[::-1]
+
 def judge_words(truth, response):
     "Return (correct, how) of a response to a truth of letters or words."
     kind, text = truth.kind, truth.text
+    said = candidates(response)
     # any part of a sentence may be the answer
     if kind == "letter":
         correct = same_letter(text, response)
     elif kind == "yes/no":
         correct = same_yes_no(text, response)
     elif kind == "letters":
-        letters = listed_letters(text)
-        correct = any(letters_of(said) == letters for said in candidates(response))
+        correct = same_letters(letters_of(text), response) and not is_turned(text, response)
     else:
-        said = candidates(response)
         correct = any(same_words(text, one) or same_word_list(text, one) for one in said)
     return correct, f"rules: {kind}"
 
@@ -102,18 +106,72 @@ def judge_form(truth, response):
         can_tell = can_tell or verdict is not None
     return False, how if can_tell else ""
 
-# %% ../../nbs/verify/free.ipynb #864954c6
-def judge_free(
-    answer:str, # cleaned truth
-    response:str, # cleaned response
-)->tuple: # (correct, how)
-    "Return the verdict on a free answer."
-    truth = read_truth(answer)
-    if response in (answer, truth.text):
-        return True, "rules: same text"
+# %% ../../nbs/verify/free.ipynb #c6bad8e0
+def judge_text(truth, response):
+    "Return (correct, how) of a response to a truth as it was read."
     if truth.kind in ("letter", "letters", "yes/no", "words"):
         return judge_words(truth, response)
     if is_doubtful(response, hedges_for(truth)):
         return False, "rules: hedge"
     # without a form, only the judge can tell
     return (False, "") if truth.form is None else judge_form(truth, response)
+
+# %% ../../nbs/verify/free.ipynb #7440095b
+def says_choice(choice, text):
+    "Return whether a text says a printed choice; None if it names no choice."
+    letter, own = choice
+    text = without_choice_word(text)
+    alone = ONE_LETTER.fullmatch(text)
+    if alone:
+        return alone[1].upper() == letter
+    truth = read_truth(own)
+    named, said = split_letter(text)
+    if named and judge_text(truth, said)[0]:
+        return named.upper() == letter
+    return judge_text(truth, text)[0] or None
+
+def judge_printed(choice, response):
+    "Return (correct, how) of a response to a truth such as `C. 18 cm`."
+    said = (says_choice(choice, text) for text in candidates(response))
+    first = next((verdict for verdict in said if verdict is not None), False)
+    return first, "rules: choice"
+
+# %% ../../nbs/verify/free.ipynb #5000ba3f
+PRINTED = re.compile(r"(?:^|\s)\(?[A-Ja-j][.:)]\s|\([A-J]\)$")
+LETTER_LAST = re.compile(r"(.*\S) \([A-J]\)")
+
+def without_choice_letter(text):
+    "Return a text without the letter of a choice before or behind it; None if it has none."
+    text = without_choice_word(text)
+    behind = LETTER_LAST.fullmatch(text)
+    letter, said = split_letter(text)
+    if behind:
+        said = behind[1]
+    elif not letter or letter.upper() > "J" or not AS_PRINTED.match(text):
+        return None
+    return said if is_choice_text(said) else None
+
+def judge_plain(answer, response):
+    "Return (correct, how) of a response to a truth, whatever choices there may be."
+    truth = read_truth(answer)
+    if response in (answer, truth.text):
+        return True, "rules: same text"
+    if truth.kind == "choice":
+        return judge_printed(truth.form, response)
+    return judge_text(truth, response)
+
+def judge_free(
+    answer:str, # cleaned truth
+    response:str, # cleaned response
+)->tuple: # (correct, how)
+    "Return the verdict on a free answer."
+    verdict = judge_plain(answer, response)
+    truth = read_truth(answer)
+    is_lettered = truth.kind in ("letter", "letters", "choice")
+    if verdict[0] or is_lettered or not PRINTED.search(response):
+        return verdict
+
+    # the value alone, where a letter of a choice is printed beside it
+    said = (without_choice_letter(text) for text in candidates(response))
+    text = next(filter(None, said), None)
+    return judge_text(truth, text) if text else verdict

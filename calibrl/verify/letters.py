@@ -5,15 +5,16 @@
 # %% ../../nbs/verify/letters.ipynb #6211b5ae
 from __future__ import annotations
 import re
-from .sentence import DOUBTS, candidates, is_doubtful, without_lead
+from .sentence import DOUBTS, candidates, is_doubtful
 
 # %% auto #0
 __all__ = []
 
 # %% ../../nbs/verify/letters.ipynb #45c7007c
 CHOICE_WORD = re.compile(r"(?:(?:答案)?[应故]?选[项择]?|(?:the )?(?:(?:correct|right|best|final) )*"
-    r"(?:option|choice|answer|letter|point))\s*:?\s*", re.I)
-ONE_LETTER = re.compile(r"[(\[❴{]?\s*([A-Za-z])\s*[)\]❵}]?\s*[.:)]?")
+    r"(?:options?|choices?|answers?|letters?|point|figure|picture|image|graph|diagram|statement|"
+    r"box|panel))(?: (?:is|are)\b)?\s*:?\s*", re.I)
+ONE_LETTER = re.compile(r"[(\[❴{]{0,2}\s*([A-Za-z])\s*[)\]❵}]{0,2}\s*[.:)]?")
 
 def without_choice_word(text):
     "Return a text without `Option` and the like before it."
@@ -29,33 +30,88 @@ def letter_at(index):
 
 # %% ../../nbs/verify/letters.ipynb #3e67e939
 LETTER_SEPARATOR = re.compile(r"\s*(?:,\s*and\b|[,;&]|\band\b)\s*|(?<=\))\s*(?=\()")
+LOOSE_SEPARATOR = re.compile(r"\s*/\s*|(?<=[A-Z)])\.? (?=[A-Z(])")
 LETTER_RUN = re.compile("[A-Z]{2,}")
 
 def listed_letters(text):
     "Return the letters of `A, C`, `A and C` or `(A)(C)`, sorted; None for anything else."
     parts = LETTER_SEPARATOR.split(CHOICE_WORD.sub("", text, count=1).strip("[]❴❵{}"))
-    parts = [part for part in parts if part]
+    parts = [part.strip("'\"") for part in parts if part]
     found = [ONE_LETTER.fullmatch(part) for part in parts]
     if len(parts) > 1 and all(found):
         return sorted(letter[1] for letter in found)
 
 def letters_of(text):
     "Return the letters of a list or of a run such as `AC`, sorted; None for anything else."
-    return sorted(text) if LETTER_RUN.fullmatch(text) else listed_letters(text)
+    text = without_choice_word(text)
+    if LETTER_RUN.fullmatch(text):
+        return sorted(text)
+    return listed_letters(text) or listed_letters(LOOSE_SEPARATOR.sub(", ", text))
+
+def is_run_in_order(text):
+    "Return whether a text is a run such as `BDE`: choices, each after the one before."
+    return bool(LETTER_RUN.fullmatch(text)) and list(text) == sorted(set(text)) and text[-1] < "K"
+
+def same_letters(letters, response):
+    "Return whether a response names the same letters, all of them."
+    found = [letters_of(text) for text in candidates(response)]
+    capitals = [sorted(letter.upper() for letter in said) for said in found if said]
+    return letters in capitals or list(response.upper()) == letters
 
 # %% ../../nbs/verify/letters.ipynb #141c22a7
+LETTER_TEXT = re.compile(r"(?:[(\[]\s*([A-Za-z])\s*[)\]]\s*[.:,=-]?|([A-Za-z])\s*[.:),=-]|"
+    r"([A-Z])(?=\s))\s*(\S.*)", re.S)
+AS_PRINTED = re.compile(r"[(\[]|[A-Za-z]\s*[.:)]") # as a choice is printed
 SECOND_LETTER = re.compile(r"\b[B-Z]\b|\bA\b(?! [a-z])|\b[a-z][.):] ")
-LETTER_REMARK = re.compile(r"(?:\(([A-Z])\)|([A-Z])[.:)])\s*(\S.*)")
+LISTED_IN_TEXT = re.compile(r"\b[A-Z](?:(?:, (?:and )?| and | n?or )[A-Z]\b)+")
+PRINTED_AGAIN = re.compile(r"\([A-Z]\)|\b[A-Z][.:)](?= |$)|\b(?:option|choice|answer)s?\b", re.I)
+REVOKES = set("""maybe perhaps possibly probably unsure guess wait actually oops sorry correction
+    instead rather but however although versus vs""".split())
+GOES_BACK = re.compile(r"(?:is|was|or|and|isn't|no[,.]|no$)\b", re.I)
+QUANTITY = re.compile(r"[(\[]?[-\d.√\\$＄].*[A-Za-z%°].*")
+
+def split_letter(text):
+    "Return (letter, text) of `B. blue` and the like, (None, text) of anything else."
+    found = LETTER_TEXT.fullmatch(text)
+    return (found[1] or found[2] or found[3], found[4]) if found else (None, text)
+
+def is_choice_text(text):
+    "Return whether this may be what a printed choice says: no other choice, no second thoughts."
+    if PRINTED_AGAIN.search(text) or GOES_BACK.match(text) or is_doubtful(text, REVOKES, ""):
+        return False
+    return not SECOND_LETTER.search(LISTED_IN_TEXT.sub("", text))
 
 def is_remark(text):
-    "Return whether this may be the text of a choice: no second letter, no second thoughts."
-    return not SECOND_LETTER.search(text) and not is_doubtful(text, DOUBTS - {"no"})
+    "Return whether a text behind a letter is a quantity: no second letter, no second thoughts."
+    if SECOND_LETTER.search(text) or is_doubtful(text, DOUBTS):
+        return False
+    return bool(QUANTITY.fullmatch(text))
+
+def letter_before(text):
+    "Return the capital letter that stands before a text of its choice, else None."
+    letter, said = split_letter(text)
+    if not letter or not letter.isupper():
+        return None
+    if AS_PRINTED.match(text):
+        return letter if is_choice_text(said) else None
+    is_word = letter in "AI" and text[1] == " " # a 12 cm line
+    return letter if is_remark(said) and not is_word else None
 
 # %% ../../nbs/verify/letters.ipynb #37e1a6ff
+LETTER_BEHIND = re.compile(r"(.*\S),? (?:\(([A-Z])\)|(?:option|choice) \(?([A-Z])\)?)")
+
+def letter_behind(text):
+    "Return the letter that stands behind a text of its choice, else None."
+    found = LETTER_BEHIND.fullmatch(text)
+    if not found or SECOND_LETTER.search(found[1]) or is_doubtful(found[1], DOUBTS):
+        return None
+    return found[2] or found[3]
+
 def same_letter(truth, response):
-    "Return whether a response names a letter: alone, in brackets, after `Option`, with a remark."
+    "Return whether a response names a letter: alone, in brackets, after `Option`, with a text."
     for text in candidates(response):
-        found = ONE_LETTER.fullmatch(without_choice_word(text))
+        text = without_choice_word(text)
+        found = ONE_LETTER.fullmatch(text)
         if not found:
             continue
         # a small letter counts in brackets and alone
@@ -63,5 +119,6 @@ def same_letter(truth, response):
         is_alone = text[0] == "(" or text == response == letter
         return letter == truth or is_alone and letter.upper() == truth
 
-    found = LETTER_REMARK.fullmatch(without_lead(response))
-    return bool(found) and (found[1] or found[2]) == truth and is_remark(found[3])
+    said = [letter_before(without_choice_word(text)) for text in candidates(response)]
+    said.append(letter_behind(response))
+    return next(filter(None, said), None) == truth

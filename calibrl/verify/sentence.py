@@ -22,17 +22,18 @@ def words_of(text):
     "Return the words of a text in lower case, `isn't` in one piece."
     return [word.lower() for word in WORD.findall(text)]
 
-def is_doubtful(text, doubts=HEDGES):
+def is_doubtful(text, doubts=HEDGES, ending="n't"):
     "Return whether a text holds one of the words that leave an answer open."
-    return any(word in doubts or word.endswith("n't") for word in words_of(text))
+    return any(word in doubts or ending and word.endswith(ending) for word in words_of(text))
 
 # %% ../../nbs/verify/sentence.ipynb #bcf3ecbf
 LEAD = re.compile("(?:(?:" + "|".join([ # what may open an answer
     "so|thus|therefore|hence|then|finally|also|overall|in conclusion|it follows that|namely|simply|"
     "just",
-    "exactly|approximately|about|approx\\.?|roughly|around|it's|that's|equals?|equal to|at|"
-    "located at",
-    "(?:we|i|you) (?:get|got|have|had|find|found|obtain|choose|chose|pick|conclude|think)"
+    "only|a total of|exactly|approximately|about|approx\\.?|roughly|around|it's|that's",
+    "equals?|equal to|at|located at",
+    "(?:(?:i|we) (?:would )?)?(?:choose|select|pick)",
+    "(?:we|i|you) (?:get|got|have|had|find|found|obtain|chose|conclude|think)"
     "(?: that)?",
     "(?:it|this|that|which) (?:has|takes|gives|would be|will be|will take)|"
     "there (?:are|is|were|will be)",
@@ -46,11 +47,16 @@ TAIL = re.compile("|".join([ # what may close one
     r",? (?:is|are) (?:the |my )?(?:(?:final|correct|right) )*"
     r"(?:answer|result|solution|option|choice|one|correct|right)\.?$",
     r"(?<=[\d)}]) (?:is|are) (?:the|my) [A-Za-z ]{1,40}$",
-    r",? (?:in total|altogether|in all|in length|in area|long|wide|tall|high|away|old)$",
+    r",? (?:in total|altogether|in all|in length|in area|long|wide|tall|high|away|old|left|"
+    r"remaining)$", r"(?<=[a-z]) (?:in|on|at) (?:the|his|her|their|each|every) [a-z ]{3,30}$",
     r",? as (?:the |my )?(?:final )?answer$", "选项$"]), re.I)
 
 # %% ../../nbs/verify/sentence.ipynb #653921f6
 COPULA = re.compile("|".join([ # where a sentence turns to its answer
+    r"\b(?:(?:made|created|painted|written|designed|caused|composed|called|known) "
+    r"(?:of|from|by|as)|depicts?|shows|represents|means)\b",
+    r"\b(?:has|have|needs?|takes?|makes|comes to|leaves|holds|earn(?:s|ed)|travel(?:s|ed)|"
+    r"costs?|weighs|contains|scored|spent|pa(?:ys|id))\b(?= [-\d.√(\\＄])",
     r"\b(?:is|are|equals|equal to|be|was|were|gives|gets?|becomes|measures|"
     r"has (?:the |a )?solutions?)\b",
     r"(?<=[A-Za-z)]):(?= )",
@@ -59,7 +65,8 @@ COPULA = re.compile("|".join([ # where a sentence turns to its answer
 NAMED = re.compile(r"[A-Za-z)]:(?= )") # a label before its value
 VERB = re.compile(
     r"\b(?:is|are|equals|equal to|was|were|gives|gets?|becomes|measures)\b|=")
-REASON = re.compile(r"[,.;]? \(?(?:because|since) |, which ", re.I)
+REASON = re.compile(r"[,.;]? \(?(?:because|since) |, which |"
+    r",? (?:attained|achieved|reached|obtained) (?:at|when|for|by) ", re.I)
 CONCLUSION = re.compile(r", (?:and )?(?:so|then|thus|therefore|hence|giving|which gives) ", re.I)
 INTRODUCTION = re.compile(
     r"(?:since|because|given|as|if|when|with|for|using|by|from|in|let)\b[^,]*, ", re.I)
@@ -69,11 +76,12 @@ GIVEN = re.compile(r"(?:since|because|given|as|if|when|with|for|using|by|from)\b
 # %% ../../nbs/verify/sentence.ipynb #8ae9f15c
 SEVERAL_VALUES = re.compile(r"[\d,;]|\band\b")
 
+SUPPOSED = re.compile(r"(?:if|when|suppose|assume)\b[^,]*$", re.I)
 ANSWERED = re.compile(r"(?:first |[^\w ])*-?\d.*\b(?:answer|ans|result|solution)\b", re.I)
 
 def may_precede(text):
     "Return whether a text may stand before the answer of a sentence: no answer, no doubt in it."
-    if is_doubtful(text, DOUBTS):
+    if is_doubtful(text, DOUBTS) or SUPPOSED.match(text):
         return False
     if any(char in text for char in ";?!") or ". " in text or ANSWERED.match(text):
         return False
@@ -152,6 +160,18 @@ def after_verbs(text):
 
 # %% ../../nbs/verify/sentence.ipynb #3ebc6620
 IN_BRACKETS = re.compile(r"\(([^()\[\],;]*)\)") # (9 apples)
+SAID_TWICE = re.compile(
+    r"(.*\S) \((≈|approx(?:imately)?|about|roughly|around)? ?(-?[\d.√][^()]*|the [a-z ]+)\)")
+
+def said_twice(text):
+    "Return `9 (nine)` and `√2 (about 1.41)` as equations, `9 (the most)` as 9; else nothing."
+    found = SAID_TWICE.fullmatch(text)
+    if not found:
+        return []
+    value, about, again = found.groups()
+    if again.startswith("the"):
+        return [value]
+    return [f"{value} {'≈' if about else '='} {again}"]
 
 def candidates(
     text:str, # cleaned response
@@ -162,6 +182,7 @@ def candidates(
         return found
     told = without_lead(TAIL.sub("", without_reason(told)))
     found += [told, *after_clauses(told), *after_verbs(told)]
+    found += said_twice(told)
     inner = [IN_BRACKETS.fullmatch(one) for one in found]
     found += [match[1] for match in inner if match]
     return list(dict.fromkeys(filter(None, found)))

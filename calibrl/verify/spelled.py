@@ -64,7 +64,10 @@ def spell(match):
 
 # %% ../../nbs/verify/spelled.ipynb #0f40cfa1
 ALL_REALS = re.compile(r"^(?:the set of )?(?:all )?(?:real numbers|reals)$|ℝ")
-NO_SOLUTION = re.compile(r"^(?:no (?:real )?solutions?|(?:the )?empty set)$", re.I)
+NO_SOLUTION = re.compile(r"(?:(?:there (?:is|are|exists?)|it has|(?:the |this )?"
+    r"(?:equation|system|inequality|problem)s? ha(?:s|ve)) )?no (?:real )?solutions?(?: exists?)?|"
+    r"no such \w+ exists?|(?:the solution set is )?(?:the )?empty(?: set)?|none|"
+    r"(?:the (?:system|equation)s? (?:is|are) )?inconsistent", re.I)
 COMPARISONS = [(re.compile(rf"\b(\w) is (?:{words}) (?=[-\d])"), rf"\1{sign}") for words, sign in (
     ("(?:less|smaller) than or equal to|at most|no more than", "≤"),
     ("(?:greater|larger|more) than or equal to|at least|no less than", "≥"),
@@ -107,7 +110,7 @@ def sets_in_signs(text):
     builder = SET_BUILDER.fullmatch(text)
     if builder:
         text = builder[2]
-    text = NO_SOLUTION.sub("∅", ALL_REALS.sub("(-∞,∞)", text))
+    text = "∅" if NO_SOLUTION.fullmatch(text) else ALL_REALS.sub("(-∞,∞)", text)
     return MEMBER.sub(r"\1∈", NEGATIVE.sub("-", text))
 
 # %% ../../nbs/verify/spelled.ipynb #e2d203dd

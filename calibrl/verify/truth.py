@@ -8,7 +8,8 @@ import functools, math, re
 from typing import NamedTuple
 from .clean import clean
 from .labels import labelled
-from .letters import listed_letters
+from .letters import (AS_PRINTED, PRINTED_AGAIN, is_run_in_order, listed_letters,
+    split_letter, without_choice_word)
 from .numbers import MATHS_ERRORS
 from .parse import read_form
 from .sentence import NAMED, VERB, candidates
@@ -87,12 +88,20 @@ def is_letter_list(text):
     letters = listed_letters(text)
     return bool(letters) and all(letter.isupper() for letter in letters) and "(" not in text
 
+def lettered(text):
+    "Return (letter, text) of a printed choice, `C. 18 cm`, else None."
+    letter, said = split_letter(text)
+    if not letter or not letter.isupper() or not AS_PRINTED.match(text) or letter > "J":
+        return None
+    is_apart = re.match(r"\([A-Z]\)|[A-Z][).:]\s", text)
+    return (letter, said) if is_apart and not PRINTED_AGAIN.search(said) else None
+
 # %% ../../nbs/verify/truth.ipynb #578ad6ee
 class Truth(NamedTuple):
     "A ground truth as it will be compared."
     text: str # cleaned
-    kind: str # "letter", "letters", "yes/no", "words", "labels", "form" or "latex"
-    form: object = None # of the grammar, for "form" and "labels"
+    kind: str # "letter", "letters", "choice", "yes/no", "words", "labels", "form" or "latex"
+    form: object = None # of the grammar, for "form" and "labels"; (letter, text) of a "choice"
 
 # %% ../../nbs/verify/truth.ipynb #0023ce7e
 def by_grammar(text):
@@ -111,6 +120,24 @@ def by_grammar(text):
 # %% ../../nbs/verify/truth.ipynb #6211854c
 MAX_TRUTH = 20_000 # characters
 
+def of_letters(text):
+    "Return a truth of letters, None if it is none."
+    alone = without_choice_word(text)
+    if is_letter(alone):
+        return Truth(alone.strip("()."), "letter")
+    if is_letter_list(text) or is_run_in_order(text):
+        return Truth(text, "letters")
+    choice = lettered(text)
+    return Truth(text, "choice", choice) if choice else None
+
+def of_words(text):
+    "Return a truth of words that the grammar could misread, None if it is none."
+    if text.lower() in YES_NO:
+        return Truth(text.lower(), "yes/no")
+    if is_time_of_day(text) or is_one_word(text) or is_chemical(text):
+        return Truth(text, "words")
+    return None
+
 @functools.lru_cache(8192)
 def read_truth(
     answer:str, # ground truth as given
@@ -119,16 +146,5 @@ def read_truth(
     text = clean(answer, MAX_TRUTH)
     if not text:
         raise ValueError(f"ground truth has no readable text: {answer!r}")
-
     # what looks like mathematics and is not comes first
-    if is_letter(text):
-        return Truth(text.strip("()."), "letter")
-    if text.lower() in YES_NO:
-        return Truth(text.lower(), "yes/no")
-    if is_time_of_day(text):
-        return Truth(text, "words")
-    if is_letter_list(text):
-        return Truth(text, "letters")
-    if is_one_word(text) or is_chemical(text):
-        return Truth(text, "words")
-    return by_grammar(text)
+    return of_letters(text) or of_words(text) or by_grammar(text)

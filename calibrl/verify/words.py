@@ -6,22 +6,23 @@
 from __future__ import annotations
 import re
 from .sentence import candidates, is_doubtful
+from .spelled import NO_SOLUTION
 
 # %% auto #0
 __all__ = []
 
 # %% ../../nbs/verify/words.ipynb #eb2dfc03
 SIGN_WORDS = {"∠": " angle ", "△": " triangle ", "∥": " parallel ", "⊥": " perpendicular ",
-    "≅": " congruent ", "∼": " similar ", "∅": " none "}
+    "≅": " congruent ", "∼": " similar ", "∅": " no solution "}
 NOUNS = set("""triangle quadrilateral polygon angle line shape figure color colour sign number
     function side""".split())
 YES_NO = {"yes": True, "no": False, "true": True, "false": False}
 FILLERS = ("a", "an", "the", "is", "are", "to", "it", "they")
-NONE_WORDS = ["no solutions", "none", "empty set", "no real solution", "no real solutions"]
+INFINITE = ["infinite", "infinitely many solutions", "infinite solutions",
+    "infinitely many solutions exist", "infinite number of solutions", "infinite number"]
 SYNONYMS = {
-    **dict.fromkeys(NONE_WORDS, "no solution"),
-    "dne": "does not exist",
-    **dict.fromkeys(["infinite", "infinitely many solutions"], "infinitely many"),
+    **dict.fromkeys(["dne", "limit does not exist"], "does not exist"),
+    **dict.fromkeys(INFINITE, "infinitely many"),
     "cannot be determined": "not enough information"}
 
 def singular(word):
@@ -43,6 +44,8 @@ def without_commas(match):
 
 def phrase(text):
     "Return the words of a phrase in one spelling."
+    if NO_SOLUTION.fullmatch(text.strip(".")):
+        text = "∅"
     for sign, word in SIGN_WORDS.items():
         text = text.replace(sign, word)
     text = HOUR.sub(r"\1 \2", SUBSCRIPT.sub(r"\1", text)).replace("'s", "")
