@@ -9,8 +9,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from calibrl.benchmarks import BENCHMARKS
 from calibrl.data import as_images, load_problems
 from calibrl.data.golds import earns
+from calibrl.eval.answers import grade
+from calibrl.eval.tables import benchmark_metrics
 from calibrl.tasks import messages
 
 
@@ -42,6 +45,11 @@ def encoded(image, kind="PNG"):
     out = io.BytesIO()
     image.save(out, kind)
     return out.getvalue()
+
+
+def encoded64():
+    "A picture of six by six pixels in base64."
+    return base64.b64encode(encoded(Image.new("RGB", (6, 6)))).decode()
 
 
 # Pictures
@@ -483,3 +491,88 @@ def test_a_file_a_problem_is_a_row_each(tmp_path, indent):
     found = load_problems(tmp_path, on_bad="fail")
     assert [p.answer for p in found] == ["1", "2"]
     assert found[1].tags == {"level": "Level 2"}
+
+
+# Test sets
+
+def benchmark(name, folder):
+    "The problems of a benchmark whose copy is a folder's subfolder of its name."
+    return BENCHMARKS[name](data_dir=folder)
+
+
+def unusable(problems):
+    "{number: why} of the rows that cannot be used."
+    found = {}
+    for i in range(len(problems)):
+        try:
+            problems[i]
+        except ValueError as error:
+            found[i] = str(error)
+    return found
+
+
+@pytest.mark.parametrize("other", ["a.json", "a.jsonl", "outputs.json"])
+@pytest.mark.parametrize("own", ["dataset.json", "rows.json", "rows.jsonl"])
+def test_a_copy_is_read_from_the_file_that_holds_problems(tmp_path, own, other, caplog):
+    home = tmp_path/"math500"
+    write(home/other, {"v1": OTHER} if other.endswith("json") else OTHER)
+    rows = {"dataset.json": {"v1": ROW}, "rows.json": [ROW]}.get(own, ROW)
+    write(home/own, rows)
+    assert [p.answer for p in benchmark("math500", tmp_path)] == ["4"]
+    assert f"math500: 1 of 2 data files is read: {own}; not read: {other}" in caplog.text
+
+
+def test_a_copy_of_ten_files_is_read_whole_or_says_what_is_not(tmp_path, caplog):
+    for i in range(10):
+        write(tmp_path/f"math500/test-0000{i}-of-00010.jsonl", ROW | {"answer": str(i)})
+    assert len(benchmark("math500", tmp_path)) == 10
+    assert not caplog.text
+    write(tmp_path/"amc23/test.jsonl", ROW)
+    for i in range(9):
+        write(tmp_path/f"amc23/more{i}.jsonl", ROW)
+    assert len(benchmark("amc23", tmp_path)) == 1
+    assert "amc23: 1 of 10 data files is read: test.jsonl; not read: more0.jsonl" in caplog.text
+    for split in ("test", "testmini"):
+        write(tmp_path/f"mathvision_test/{split}.jsonl", ROW)
+    caplog.clear()
+    benchmark("mathvision_test", tmp_path)
+    assert not caplog.text                        # another split is another set
+
+
+@pytest.mark.parametrize("answer, why", [
+    (LONG, "characters are no short answer"),
+    ("It is 2*2=<<2*2=4>>4 in all", "a worked solution"),
+    ("", "no answer")])
+def test_a_truth_that_is_no_answer_makes_a_row_unusable(tmp_path, answer, why):
+    write(tmp_path/"math500/test.jsonl", ROW, ROW | {"answer": answer})
+    problems = benchmark("math500", tmp_path)
+    assert why in unusable(problems)[1]
+    assert problems[0].answer == "4"
+
+
+def test_a_worked_truth_is_its_conclusion(tmp_path):
+    worked = [LONG + "\n#### 4", LONG + "So $x = \\boxed{4}$.", LONG + "The answer is 4."]
+    write(tmp_path/"math500/test.jsonl", *(ROW | {"answer": text} for text in worked))
+    assert [p.answer for p in benchmark("math500", tmp_path)] == ["4"]*3
+
+
+def test_a_truth_that_its_own_rule_does_not_accept_is_unusable(tmp_path):
+    row = {"question": "How many?", "question_type": "free_form", "answer_type": "float",
+           "precision": 1.0, "image": encoded64(), "choices": None}
+    write(tmp_path/"mathvista_testmini/testmini.jsonl", row | {"answer": "1.2"},
+          row | {"answer": "1.25"})
+    problems = benchmark("mathvista_testmini", tmp_path)
+    assert list(unusable(problems)) == [1]
+    assert "its own rule does not accept its answer '1.25'" in unusable(problems)[1]
+
+
+def test_a_row_says_with_how_many_pictures_it_was_asked(tmp_path):
+    row = {"question": "Which?", "answer": "B", "image": encoded64()}
+    write(tmp_path/"logicvista/test.jsonl", row)
+    write(tmp_path/"math500/test.jsonl", ROW)
+    graded = [grade(benchmark(name, tmp_path)[0], [""]) for name in ("logicvista", "math500")]
+    assert [row["pictures"] for row in graded] == [1, 0]
+    rows = [row | {"benchmark": "mmmu_val", "lengths": [0], "truncated": [False], "pictures": n}
+            for n, row in zip((1, 2, 1, 1), graded*2, strict=True)]
+    line, = benchmark_metrics(rows)
+    assert line["pictures"] == "1.25"

@@ -185,10 +185,12 @@ def pick_split(splits, split, source):
     raise ValueError(f"{source} has the splits {names}: choose one with split")
 
 # %% ../../nbs/data/files.ipynb #c9cf4d91
-def unread_text(folder, read):
-    "Return which data files of a folder are read and which are not; empty if all are."
+def unread_text(folder, read, split=None):
+    "Return which data files of a folder, or of a split, are read and which not; empty if all are."
     read = [Path(path) for path in read]
     rest = [path for path in all_tables(folder, folder.rglob("*")) if path not in read]
+    if split:
+        rest = [path for path in rest if split_of(path.relative_to(folder)) in (None, split)]
     if not rest:
         return ""
 

@@ -55,7 +55,8 @@ def grade(
     answers = [score.answer for score in scores]
     tags = {key: value for key, value in problem.tags.items() if key not in OWN_KEYS}
     return {"id": problem.id, **tags, "question": problem.question, "answer": problem.answer,
-            "options": list(problem.options) if problem.options else None, "k": len(texts),
+            "options": list(problem.options) if problem.options else None,
+            "pictures": len(problem.images), "k": len(texts),
             "responses": texts, "answers": answers,
             "correct": [score.correct for score in scores],
             "formatted": [score.formatted for score in scores],

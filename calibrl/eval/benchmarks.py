@@ -6,10 +6,12 @@
 __all__ = ['BENCHMARKS']
 
 # %% ../../nbs/eval/benchmarks.ipynb #3a320fea
+import logging
 import re
 from dataclasses import dataclass
 from pathlib import Path
 
+from calibrl.data.files import unread_text
 from calibrl.eval import readers
 from calibrl.eval.copies import Problems, load_rows, local_copy
 from calibrl.eval.metrics import dynamath_metrics, wemath_metrics
@@ -43,6 +45,17 @@ class Benchmark:
         return f"{get}, put it in {place} and give --data-dir {data_dir or 'DIR'}"
 
 # %% ../../nbs/eval/benchmarks.ipynb #b5d800dc
+logger = logging.getLogger("calibrl.eval")
+
+def say_unread(benchmark, here, files):
+    "Log which data files of the split in a local copy are not read."
+    config = benchmark.config and here/benchmark.config
+    folder = config if config and config.is_dir() else here
+    split = benchmark.split if isinstance(benchmark.split, str) else None
+    unread = unread_text(folder, [file for file, _ in files], split)
+    if unread:
+        logger.warning("benchmark %s: %s", benchmark.name, unread)
+
 def problems_of(
     benchmark:Benchmark,
     limit,        # rows wanted; None: all
@@ -50,8 +63,9 @@ def problems_of(
 )->Problems:
     "Return the problems of a set that has rows; the error where there are none says how to get it."
     here = local_copy(benchmark, data_dir) if data_dir else None
+    files = []
     try:
-        rows = load_rows(benchmark, here)
+        rows = load_rows(benchmark, here, files)
     except Exception as e:
         why = " ".join(str(e).split("cannot be read: ")[-1].split())[:300]
         raise FileNotFoundError(f"benchmark {benchmark.name}: {here or benchmark.dataset} cannot "
@@ -61,6 +75,8 @@ def problems_of(
     root = False
     if here is not None:
         root = here if here.is_dir() else here.parent
+    if files and here.is_dir():
+        say_unread(benchmark, here, files)
     return Problems(benchmark.name, rows, benchmark.make, root, limit, benchmark.pictured)
 
 # %% ../../nbs/eval/benchmarks.ipynb #94daf234

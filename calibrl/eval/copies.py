@@ -10,9 +10,11 @@ import re
 from pathlib import Path
 
 from calibrl.data import as_images, read_rows
+from calibrl.data.columns import holds_problems
+from calibrl.data.files import all_tables, may_hold
 from calibrl.data.json_files import named_rows, read_json
 from calibrl.data.pictures import is_within
-from calibrl.eval.rules import verified
+from calibrl.eval.rules import judge, text_list, verified
 from calibrl.tasks import Problem
 
 # %% ../../nbs/eval/copies.ipynb #be38c337
@@ -38,14 +40,19 @@ def placed(
     return question.replace("<image>", "").strip()
 
 def answerable(problem):
-    "Return the same problem, unless its truth is a number that is none of its choices."
-    is_number = re.fullmatch(r"-?\d+", problem.answer) and problem.tags.get("rule") != "geoeval"
-    if not problem.options or not is_number:
-        return problem
-    if any(verified(option, problem.answer) for option in problem.options):
-        return problem
-    raise ValueError(f"its answer {problem.answer} is none of its choices:"
-                     " give the letter or the choice")
+    "Return the same problem, unless its truth is no choice or not accepted by its own rule."
+    rule = problem.tags.get("rule")
+    is_number = re.fullmatch(r"-?\d+", problem.answer) and rule != "geoeval"
+    if problem.options and is_number:
+        if not any(verified(option, problem.answer) for option in problem.options):
+            raise ValueError(f"its answer {problem.answer} is none of its choices:"
+                             " give the letter or the choice")
+
+    # an open answer of MMMU may have several truths
+    truth = text_list(problem.answer)[0] if rule == "mmmu" else problem.answer
+    if not judge(f"<answer>{truth}</answer>", problem).correct:
+        raise ValueError(f"its own rule does not accept its answer {problem.answer[:60]!r}")
+    return problem
 
 # %% ../../nbs/eval/copies.ipynb #ab1261a3
 def make_problem(
@@ -147,10 +154,16 @@ def split_files(
     return inside(here, sorted(named))
 
 # %% ../../nbs/eval/copies.ipynb #1efe6232
-def own_json(here, split)->list|None:
+def meant(here, files)->list:
+    "Return those files of a copy whose columns hold problems; all of them if none's do."
+    fitting = [file for file in files if may_hold(file, here, holds_problems)]
+    return fitting or files
+
+def own_json(here, split, files)->list|None:
     "Return the rows of a copy's JSON file that holds each under its name; None without one."
-    files = [here] if here.is_file() else inside(here, sorted(here.glob("*.json")))
-    rows = {file: named_rows(read_json(file)) for file in files if file.suffix == ".json"}
+    there = [here] if here.is_file() else meant(here, all_tables(here, here.rglob("*")))
+    there = inside(here, [file for file in there if here in (file, file.parent)])
+    rows = {file: named_rows(read_json(file)) for file in there if file.suffix == ".json"}
     found = {file: r for file, r in rows.items() if r}
 
     # of several files, the one that the split names
@@ -159,6 +172,7 @@ def own_json(here, split)->list|None:
     if len(found) > 1:
         names = ", ".join(file.name for file in found)
         raise ValueError(f"{here} holds {names}, and which is the set cannot be told: leave one")
+    files += [(file, len(r)) for file, r in found.items()]
     return next(iter(found.values()), None)
 
 # %% ../../nbs/eval/copies.ipynb #f89a0260
@@ -171,14 +185,17 @@ def trial_rows(
     return [r | {"image": f"{folder}/{r['image']}"} if r.get("image") else r for r in rows]
 
 def trials(
-    here,    # a copy as DynaMath's authors give it
+    here,     # a copy as DynaMath's authors give it
+    files,    # list that collects (file, its rows)
 )->list:
     "Return the rows of trial1/dataset.json, of trial2/dataset.json, ..."
-    files = here.glob("trial*/dataset.json")
-    names = {p: re.fullmatch(r"trial(\d+)", p.parent.name) for p in files}
+    names = {p: re.fullmatch(r"trial(\d+)", p.parent.name)
+             for p in here.glob("trial*/dataset.json")}
     numbers = {p: int(name[1]) for p, name in names.items() if name}
     inside(here, list(numbers))
-    return [trial_rows(p) for p in sorted(numbers, key=numbers.get)]
+    rows = {p: trial_rows(p) for p in sorted(numbers, key=numbers.get)}
+    files += [(p, len(r)) for p, r in rows.items()]
+    return list(rows.values())
 
 # %% ../../nbs/eval/copies.ipynb #515fe6bc
 class Interleaved:
@@ -197,26 +214,26 @@ class Interleaved:
         return {**self.parts[variant][place], "variant": variant + 1}
 
 # %% ../../nbs/eval/copies.ipynb #1efe6233
-def read_local(benchmark, here, split)->list:
+def read_local(benchmark, here, split, files)->list:
     "Return the parts of one split of a local copy: of its files, or of the whole if none says so."
-    files = split_files(here, split, benchmark.config) if here.is_dir() else []
-    if files:
-        return [read_rows(str(file)) for file in files]
+    named = split_files(here, split, benchmark.config) if here.is_dir() else []
+    if named:
+        return [read_rows(str(file), files=files) for file in named]
     if not isinstance(benchmark.split, str) and split != "test":
         raise ValueError(f"{here} has no split {split}")
     config = benchmark.config if benchmark.config and (here/benchmark.config).is_dir() else None
-    return [read_rows(str(here), split=split, name=config)]
+    return [read_rows(str(here), split=split, name=config, files=files, fits=holds_problems)]
 
-def read_split(benchmark, here, split):
+def read_split(benchmark, here, split, files):
     "Return one split, from the hub or from a local file or folder."
     if split == "train":
         try:
-            return read_split(benchmark, here, "test")
+            return read_split(benchmark, here, "test", files)
         except (ValueError, FileNotFoundError):
             pass
     if here is None:
         return read_rows(benchmark.dataset, split=split, name=benchmark.config)
-    parts = read_local(benchmark, here, split)
+    parts = read_local(benchmark, here, split, files)
     if len(parts) == 1:
         return parts[0]
     from datasets import concatenate_datasets
@@ -224,23 +241,25 @@ def read_split(benchmark, here, split):
 
 # %% ../../nbs/eval/copies.ipynb #f14e0505
 def load_rows(
-    benchmark,    # a `Benchmark`
-    here=None,    # file or folder of a local copy; None: the hub
+    benchmark,     # a `Benchmark`
+    here=None,     # file or folder of a local copy; None: the hub
+    files=None,    # list that collects (file, its rows) of a local copy
 ):
     "Return the rows of a benchmark, pictures undecoded; objects in an object get an id."
     one = isinstance(benchmark.split, str)
+    files = [] if files is None else files
     if here is not None:
-        rows = own_json(here, benchmark.split if one else "dataset")
+        rows = own_json(here, benchmark.split if one else "dataset", files)
         if rows is not None:
             return rows
     if one:
-        return read_split(benchmark, here, benchmark.split)
+        return read_split(benchmark, here, benchmark.split, files)
 
     # several splits: folders, files, or all variants in one split
-    if here is not None and here.is_dir() and (parts := trials(here)):
+    if here is not None and here.is_dir() and (parts := trials(here, files)):
         return Interleaved(parts)
     try:
-        parts = [read_split(benchmark, here, split) for split in benchmark.split]
+        parts = [read_split(benchmark, here, split, files) for split in benchmark.split]
     except (ValueError, FileNotFoundError):
-        return read_split(benchmark, here, "test")
+        return read_split(benchmark, here, "test", files)
     return Interleaved(parts)

@@ -39,6 +39,11 @@ def metrics_of(name:str, rows:list)->dict:
     if not good:
         return line
 
+    # how many pictures a problem was asked with: a set of pictures that lost them shows it
+    pictures = [row["pictures"] for row in good if "pictures" in row]
+    if pictures:
+        line["pictures"] = f"{sum(pictures)/len(pictures):.3g}"
+
     # accuracy comes first, the mean length last
     found = summary(good)
     line["accuracy"] = found.pop("accuracy")
