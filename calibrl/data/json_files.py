@@ -80,6 +80,7 @@ def one_value(path):
     except ValueError:
         return None
 
+# %% ../../nbs/data/json_files.ipynb #7c0f65b4
 def holds_records(value):
     "Return whether a value is a list of records."
     return isinstance(value, list) and any(isinstance(item, dict) for item in value)
