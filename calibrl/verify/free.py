@@ -7,6 +7,7 @@ from __future__ import annotations
 import re
 from .expressions import Unreadable
 from .bases import same_based
+from .clocks import SAYS_TIME, clock_of, same_clock
 from .forms import Based, List, Relation
 from .labels import labelled, same_labels, same_values
 from .letters import (AS_PRINTED, ONE_LETTER, is_choice_text, letters_of,
@@ -84,6 +85,10 @@ def same_parts(labels, text):
     return same_labels(labels, found) if found else same_values(labels, read_form(text))
 
 # %% ../../nbs/verify/free.ipynb #90dcfa2d
+def says_time(clock, response):
+    "Return whether a response says a time of day."
+    return any(same_clock(clock, clock_of(text)) for text in candidates(response))
+
 def judge_form(truth, response):
     "Return (correct, how) of a response to a truth that the grammar reads."
     form, kind, means = truth.form, truth.kind, same_parts
@@ -93,6 +98,9 @@ def judge_form(truth, response):
     how = f"rules: {kind}"
     if same_tokens(truth.text, response):
         return True, how
+    if kind == "ratio" and SAYS_TIME.search(response): # 11:30 may be meant as a time
+        clock = clock_of(truth.text)
+        return bool(clock) and says_time(clock, response), how
 
     # the grammar may read one candidate and not the next
     can_tell = False
@@ -113,6 +121,8 @@ def judge_text(truth, response):
         return judge_words(truth, response)
     if is_doubtful(response, hedges_for(truth)):
         return False, "rules: hedge"
+    if truth.kind == "time":
+        return says_time(truth.form, response), "rules: time"
     # without a form, only the judge can tell
     return (False, "") if truth.form is None else judge_form(truth, response)
 

@@ -7,16 +7,19 @@ from __future__ import annotations
 import re
 from contextlib import suppress
 from .bases import based_number
-from .expressions import Unreadable
+from .expressions import Unreadable, variables
 from .forms import Label, List, Named, Ratio, Relation, Set, Tuple, Union, Value
-from .quantities import and_fraction, value
+from .quantities import and_fraction, value, with_smaller
 from .tokens import FUNCTIONS, NESTING, lex, split
+from .units import UNITS
 from .vectors import vector_sum
 
 # %% auto #0
 __all__ = []
 
 # %% ../../nbs/verify/parse.ipynb #dca9b01e
+IN_PARTS = {UNITS[name] for name in "week day h min year ft °".split()} # `5 ft, 6 in` is one
+
 def is_gap(
     k, # which part
     parts, # lists of tokens
@@ -37,11 +40,22 @@ def listed(
     if not items[-1] and used[-1] in ",;":
         items.pop()
     forms = tuple(form(item, depth + 1) for item in items)
+    return one_quantity(forms, used) or List(forms, frozenset(used))
+
+def one_quantity(forms, used):
+    "Return `2 and 1/2 cups` or `5 feet and 6 inches` as one value; None for what may be several."
     if used == ["and"]:
         together = and_fraction(*forms)
-        if together and together.unit: # 2 and 1/2 cups
+        if together and together.unit:
             return together
-    return List(forms, frozenset(used))
+    if not all(isinstance(item, Value) and not variables(item.number) for item in forms):
+        return None
+    if "or" in used or "and" not in used and forms[0].unit not in IN_PARTS:
+        return None
+    total = forms[0]
+    for item in forms[1:]:
+        total = total and with_smaller(total, item)
+    return total
 
 # %% ../../nbs/verify/parse.ipynb #dcb67c6d
 def joined(parts, used, depth):

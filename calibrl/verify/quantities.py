@@ -9,7 +9,7 @@ from .expressions import Binary, Number, Unary, Unreadable, variables
 from .forms import Value
 from .grammar import expression
 from .tokens import Reader, bars
-from .units import read_unit
+from .units import UNITS, read_unit
 
 # %% auto #0
 __all__ = []
@@ -37,15 +37,29 @@ def compound(
     p, # a `Reader` behind the first unit
     number, # before it
     unit,
-)->tuple: # an expression
+)->Value:
     "Read `6 in` behind `5 ft`, smaller and smaller; return the sum in the first unit."
+    total = Value(number, unit)
     while p.peek().kind == "n":
         amount = p.advance().load
+        is_minute = p.peek().text == "m" and total.unit.dimensions == UNITS["h"].dimensions
         part = read_unit(p)
-        if not part or part.dimensions != unit.dimensions or part.scale >= unit.scale:
+        if is_minute: # 2h30m
+            part = UNITS["min"]
+        if part and part.dimensions == UNITS["s"].dimensions and total.unit == UNITS["m"]:
+            total = total._replace(unit=UNITS["min"]) # 3m30s
+        total = with_smaller(total, Value(amount, part))
+        if total is None:
             raise Unreadable("units")
-        number = Binary("+", number, Binary("*", amount, Number(part.scale / unit.scale)))
-    return number
+    return total
+
+def with_smaller(first, second):
+    "Return 5 ft and 6 in as one value; None unless the second is in smaller units of the first."
+    big, small = first.unit, second.unit
+    if not big or not small or big.dimensions != small.dimensions or small.scale >= big.scale:
+        return None
+    part = Binary("*", second.number, Number(small.scale / big.scale))
+    return Value(Binary("+", first.number, part), big)
 
 # %% ../../nbs/verify/quantities.ipynb #ba164127
 def as_product(
@@ -77,15 +91,15 @@ def value(
     unit = read_unit(p)
     if not unit:
         raise Unreadable(first.text)
-    number = compound(p, number, unit)
+    said = compound(p, number, unit)
     if p.peek().kind != "end":
         raise Unreadable(p.peek().text)
 
     # a short word may be letters, too
     product = as_product(tokens) if first.kind == "w" and len(first.text) < 3 else None
-    if product and variables(number):
+    if product and variables(said.number):
         return Value(product)
-    return Value(number, unit, product)
+    return said._replace(product=product)
 
 # %% ../../nbs/verify/quantities.ipynb #6903d57d
 def and_fraction(

@@ -85,9 +85,9 @@ OPERATIONS = [(re.compile(rf"(?<!\\)\b(?:{words}) (?=[\d(√π\\])"), sign) for 
 HALF_OF = re.compile(r"\bhalf an? ")
 ARTICLE = re.compile(r"\ba (?=hundred|thousand|million|half|third|quarter)")
 MULTIPLE = re.compile(r"(\d) (hundred|thousand|million|billion)\b", re.I)
-COMPOUND = re.compile(
-    r"\b(hours?|hrs?|h|minutes?|min|feet|foot|ft|met(?:er|re)s?|m|degrees?) and "
-    r"(?=\d+ ?(?:minutes?|mins?|seconds?|secs?|inch|in|cm|centi)\w*)", re.I)
+HALF_MORE = re.compile(r"\b(an?|\d+) ([a-z]+) and 1/2$", re.I) # an hour and a half
+HOURS = [(re.compile(rf"(\d+):([0-5]\d) ?({words})\b", re.I), rf"\1 \3 \2 {smaller}")
+    for words, smaller in (("hours?|hrs?|h", "min"), ("minutes?|mins?|min", "s"))]
 
 def multiple(match):
     "Return `5 million` as a product."
@@ -97,7 +97,12 @@ def numbers_in_digits(text):
     "Return a text with its numbers in digits."
     text = ARTICLE.sub("one ", HALF_OF.sub("1/2 ", text))
     text = MULTIPLE.sub(multiple, SPELLED.sub(spell, text))
-    return COMPOUND.sub(r"\1 ", text)
+    return HALF_MORE.sub(half_more, text)
+
+def half_more(match):
+    "Return `an hour and 1/2` as `1 1/2 hour`."
+    count = match[1] if match[1].isdecimal() else 1
+    return f"{count} 1/2 {match[2]}"
 
 # %% ../../nbs/verify/spelled.ipynb #7a97907c
 SET_BUILDER = re.compile(r"[{❴] ?(\w) ?[|:] ?(.+)[}❵]")
@@ -117,6 +122,9 @@ def sets_in_signs(text):
 def in_signs(text):
     "Return a text with numbers in digits, roots, relations and operations in signs."
     text = sets_in_signs(numbers_in_digits(text))
+    if ":" in text:
+        for pattern, spelled in HOURS:
+            text = pattern.sub(spelled, text)
     for pattern, sign in COMPARISONS:
         text = pattern.sub(sign, text)
     for pattern, sign in OPERATIONS:

@@ -4,9 +4,10 @@
 
 # %% ../../nbs/verify/truth.ipynb #07922887
 from __future__ import annotations
-import functools, math, re
+import functools, re
 from typing import NamedTuple
 from .clean import clean
+from .clocks import truth_clock
 from .labels import labelled
 from .letters import (AS_PRINTED, PRINTED_AGAIN, is_run_in_order, listed_letters,
     split_letter, without_choice_word)
@@ -56,15 +57,7 @@ def cores(text):
             yield core
 
 # %% ../../nbs/verify/truth.ipynb #d31b7813
-CLOCK = re.compile(r"([01]?\d|2[0-3]):([0-5]\d)")
-HALF_DAY = re.compile(r"\d ?[ap]m$", re.I)
-
-def is_time_of_day(text):
-    "Return whether a text is `3:30 pm` or `12:30`; a ratio in lowest terms, as 11:30, is not."
-    if HALF_DAY.search(text):
-        return True
-    clock = CLOCK.fullmatch(text)
-    return bool(clock) and len(text) == 5 and math.gcd(int(clock[1]), int(clock[2])) > 1
+HALF_DAY = re.compile(r"\d ?[ap]m$", re.I) # also in `from 3 to 4:30 pm`, which is none
 
 # %% ../../nbs/verify/truth.ipynb #9b70919d
 FORMULA = re.compile(r"(?:[A-Z][a-z]?(?:_?\{?\d+\}?)?){2,}")
@@ -100,8 +93,8 @@ def lettered(text):
 class Truth(NamedTuple):
     "A ground truth as it will be compared."
     text: str # cleaned
-    kind: str # "letter", "letters", "choice", "yes/no", "words", "labels", "form" or "latex"
-    form: object = None # of the grammar, for "form" and "labels"; (letter, text) of a "choice"
+    kind: str # letter, letters, choice, yes/no, time, words, labels, form or latex
+    form: object = None # for "form" and "labels", (letter, text) of a "choice", a "time"'s `Clock`
 
 # %% ../../nbs/verify/truth.ipynb #0023ce7e
 def by_grammar(text):
@@ -134,7 +127,10 @@ def of_words(text):
     "Return a truth of words that the grammar could misread, None if it is none."
     if text.lower() in YES_NO:
         return Truth(text.lower(), "yes/no")
-    if is_time_of_day(text) or is_one_word(text) or is_chemical(text):
+    clock = truth_clock(text)
+    if clock:
+        return Truth(text, "time", clock)
+    if HALF_DAY.search(text) or is_one_word(text) or is_chemical(text):
         return Truth(text, "words")
     return None
 

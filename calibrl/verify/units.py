@@ -29,7 +29,7 @@ SIMPLE_UNITS = dict(
         lb 453.59237 pound 453.59237 oz 28.349523125 ounce 28.349523125""",
     s="""s 1 sec 1 second 1 ms .001 millisecond .001 min 60 minute 60 h 3600 hr 3600 hour 3600
         day 86400 week 604800""",
-    year="year 1 yr 1", month="month 1", deg="° 1 deg 1 degree 1", rad="rad 1 radian 1",
+    month="month 1 year 12 yr 12", deg="° 1 deg 1 degree 1", rad="rad 1 radian 1",
     percent="% 1 percent 1 percentage 1 pct 1", dollar="＄ 1 dollar 1 usd 1 cent .01 ¢ .01",
     euro="€ 1 euro 1 eur 1", sterling="£ 1 gbp 1", yuan="¥ 1 yuan 1 rmb 1 cny 1",
     N="N 1 newton 1 kN 1000", J="J 1 joule 1 kJ 1000 kWh 3600000",
