@@ -64,6 +64,17 @@ class Union(NamedTuple):
     kind = "union"
     items: tuple # forms
 
+class Common(NamedTuple):
+    "Sets between caps."
+    kind = "common"
+    items: tuple # forms
+
+class Without(NamedTuple):
+    "A set and what is taken out of it."
+    kind = "without"
+    whole: tuple # a form
+    removed: tuple # a form
+
 # %% ../../nbs/verify/forms.ipynb #492914cb
 class Relation(NamedTuple):
     "Forms between signs such as = or <."

@@ -54,6 +54,17 @@ def meet(
     return [interval for interval in both if not is_empty(interval)]
 
 # %% ../../nbs/verify/intervals.ipynb #b085a36d
+def complement(
+    intervals,
+)->list:
+    "Return the numbers that are in none of some intervals."
+    outside = [REALS]
+    for interval in intervals:
+        below = Interval(-INFINITY, False, interval.low, not interval.has_low)
+        above = Interval(interval.high, not interval.has_high, INFINITY, False)
+        outside = meet(outside, [side for side in (below, above) if not is_empty(side)])
+    return outside
+
 def touches(
     first, # an interval
     second, # one that begins later

@@ -14,9 +14,11 @@ COMMANDS = dict(zip( # name -> the sign that stands for it
     """pi infty cdot times div ast pm mp le leq leqslant ge geq geqslant ne neq lt gt approx cong
     sim equiv cup cap in emptyset varnothing circ degree deg sqrt surd angle measuredangle triangle
     parallel perp prime langle rangle lbrace rbrace lvert rvert vert mid ldots dots cdots colon
-    lfloor rfloor lceil rceil to rightarrow implies Rightarrow imath jmath det top""".split(),
+    lfloor rfloor lceil rceil to rightarrow implies Rightarrow imath jmath det top
+    setminus smallsetminus backslash notin bigcup lor vee land wedge oslash O""".split(),
     """π ∞ * * / * ± ± ≤ ≤ ≤ ≥ ≥ ≥ ≠ ≠ < > ≈ ≅ ∼ ≡ ∪ ∩ ∈ ∅ ∅ ° ° ° √ √ ∠ ∠ △ ∥ ⊥ ' 〈 〉 ❴ ❵
-    | | | | ... ... ... : ⌊ ⌋ ⌈ ⌉ → → ⇒ ⇒ i j det T""".split(), strict=True))
+    | | | | ... ... ... : ⌊ ⌋ ⌈ ⌉ → → ⇒ ⇒ i j det T
+    ∖ ∖ ∖ ∉ ∪ ∨ ∨ ∧ ∧ ∅ ∅""".split(), strict=True))
 COMMANDS.update(dict.fromkeys("frac dfrac tfrac cfrac nicefrac sfrac flatfrac".split(), r"\frac"))
 COMMANDS.update(dict.fromkeys("binom dbinom tbinom".split(), r"\binom"))
 COMMANDS.update((name, name) for name in "gcd lcm max min".split())
@@ -164,6 +166,7 @@ def with_braces(text):
 # %% ../../nbs/verify/latex.ipynb #04c4d26d
 REPEATING = re.compile(r"(\d*\.\d*)\\(?:overline|bar|dot)\s*\{(\d{1,20})\}")
 DOTTED = re.compile(r"(\d*\.\d*)\\dot ?\{?(\d)\}?(?:(\d{0,18})\\dot ?\{?(\d)\}?)?")
+REALS = re.compile(r"\\(?:mathbb|mathbf|Bbb) ?\{ ?R ?\}|\\Bbb ?R\b|\\R\b")
 FONT = re.compile(r"\{\\(?:rm|bf|it) ([^{}]*)\}")
 BARE_BOX = re.compile(r"\\boxed ?(?=\w)")
 BARE_WRAPPER = re.compile(
@@ -173,7 +176,7 @@ def without_commands(text):
     "Return a text with LaTeX commands as signs, wrappers and layout gone."
     text = BARE_WRAPPER.sub(r"\\\1{\2}", text)
     text = DOTTED.sub(r"\1(\2\3\4)", text) if r"\dot" in text else text
-    text = REPEATING.sub(r"\1(\2)", text).replace(r"\mathbb{R}", "ℝ")
+    text = REALS.sub("ℝ", REPEATING.sub(r"\1(\2)", text))
     text = unwrap(FONT.sub(r" \1 ", without_environments(text)))
     text = BARE_BOX.sub("", unbox(text))
     text = COMMAND.sub(command_sign, ESCAPED.sub(layout_sign, text))
@@ -191,7 +194,7 @@ def without_dollars(text):
 # %% ../../nbs/verify/latex.ipynb #1409dd08
 DEGREES = re.compile(r"\^ ?(?:\{ ?(?:°|(?<=\d\^\{)o) ?\}|°|(?<=\d\^)o\b)")
 ARC = re.compile(r"(\d+)° ?(\d+)' ?(?:(\d+)(?:\"|''))?") # degrees, minutes, seconds
-UNION = re.compile(r"(?<=[\])]) ?U ?(?=[\[(])")
+UNION = re.compile(r"(?<=[\])}❵]) ?[Uu] ?(?=[\[({❴])")
 
 def arc(match):
     "Return degrees, minutes and seconds as a sum."

@@ -43,8 +43,17 @@ ASLANT = re.compile(r"\^ ?\{?(\d+)\}? ?/ ?_ ?\{?(\d+)\}?")
 REPEATS = re.compile(r"(\.(\d)\2*) \(?(?:repeating|recurring)\)?")
 
 # %% ../../nbs/verify/notation.ipynb #457b7c13
+def rounded(match):
+    "Return an interval whose open ends are brackets turned around with round ones."
+    return f"{match[1].replace(']', '(')}{match[2]}{match[3].replace('[', ')')}"
+
 ANGLES = re.compile(r"^((?:\w ?= ?)?)<([^<>=]+,[^<>=]+)>$") # <3, -2>
+TURNED = re.compile(r"([\[\]])([^\[\];,]+[;,][^\[\];,]+)([\[\]])") # ]-∞;3[
 NOTATIONS = ( # what the text must hold, a pattern, and its replacement
+    ("]", TURNED, rounded),
+    ("[", TURNED, rounded),
+    ("∨", re.compile(" ?∨ ?"), " or "),
+    ("∧", re.compile(" ?∧ ?"), " and "),
     ("[", SPACED, spaced_rows),
     ("<", ANGLES, r"\1‹\2›"),
     ("choose", SAID, r"C(\1,\2)"),

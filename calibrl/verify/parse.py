@@ -8,7 +8,8 @@ import re
 from contextlib import suppress
 from .bases import based_number
 from .expressions import Unreadable, variables
-from .forms import Label, List, Named, Ratio, Relation, Set, Tuple, Union, Value
+from .forms import Common, Label, List, Named, Ratio, Relation, Set, Tuple
+from .forms import Union, Value, Without
 from .quantities import and_fraction, value, with_smaller
 from .tokens import FUNCTIONS, NESTING, lex, split
 from .units import UNITS
@@ -61,6 +62,17 @@ def one_quantity(forms, used):
 def joined(parts, used, depth):
     "Return the union of the parts' forms."
     return Union(tuple(form(part, depth + 1) for part in parts))
+
+def common(parts, used, depth):
+    "Return the intersection of the parts' forms."
+    return Common(tuple(form(part, depth + 1) for part in parts))
+
+def without(parts, used, depth):
+    "Return the first part's form without those of the others."
+    left, *removed = (form(part, depth + 1) for part in parts)
+    for taken in removed:
+        left = Without(left, taken)
+    return left
 
 def member(parts, used, depth):
     "Return the set that something is in; None if there are several."
@@ -196,6 +208,8 @@ def is_quantity(
 LEVELS = ( # separators, and what reads the parts between them
     ((",", ";", "and", "or", "&"), listed),
     (("∪",), joined),
+    (("∩",), common),
+    (("∖",), without),
     (("∈",), member),
     (RELATION_SIGNS, relation),
     ((":",), ratio))

@@ -5,14 +5,14 @@
 # %% ../../nbs/verify/same.ipynb #65532a5a
 from __future__ import annotations
 from .expressions import Unreadable
-from .forms import ANGLES, Label, List, Matrix, Named, Ratio, Relation, Set
-from .forms import Tuple, Union, Value
+from .forms import ANGLES, Common, Label, List, Matrix, Named, Ratio, Relation
+from .forms import Set, Tuple, Union, Value, Without
 from .grid import INEQUALITY_SIGNS
 from .ratios import same_ratio
 from .readings import INFINITE, distinct, is_name, many, name_of, readings
 from .relations import compares_values, is_done, same_equation, same_inequality
 from .relations import solved
-from .sets import same_set
+from .sets import MIRRORED, same_set
 from .shapes import assigned_name, coordinate_order, has_name, is_bare, is_condition
 from .shapes import is_coordinate, last_unit_for_all, unwrapped
 from .values import same_value
@@ -43,7 +43,7 @@ def same(
             return same_single(truth, response)
         case Matrix():
             return same_matrix(truth, response)
-        case Tuple() | Union():
+        case Tuple() | Union() | Common() | Without():
             return same_tuple(truth, response)
         case Ratio():
             return same_ratio(truth, response)
@@ -87,8 +87,32 @@ def same_in_order(items, said):
     return all(same(item, other) for item, other in zip(items, said, strict=True))
 
 # %% ../../nbs/verify/same.ipynb #9f3bc294
+def groups_of(relation):
+    "Return the sides of a chain in groups that = joins, and the signs between the groups."
+    groups, signs = [[relation.sides[0]]], []
+    for sign, side in zip(relation.signs, relation.sides[1:], strict=True):
+        if sign == "=":
+            groups[-1].append(side)
+        else:
+            groups.append([side])
+            signs.append(sign)
+    return groups, signs
+
+def same_chain(truth, response):
+    "Return whether b > a > c is said in the same order, or from the other end as c < a < b."
+    own, signs = groups_of(truth)
+    said, said_signs = groups_of(response)
+    turned = [MIRRORED.get(sign, sign) for sign in reversed(said_signs)]
+    for groups, links in ((said, said_signs), (said[::-1], turned)):
+        if links == signs and all(map(same_in_any_order, own, groups)):
+            return True
+    return False
+
 def same_relation(truth, response):
     "Return whether a response says an equation, an assignment or an inequality."
+    is_chain = isinstance(response, Relation) and len(truth.sides) == len(response.sides) > 2
+    if is_chain and same_chain(truth, response):
+        return True
     if INEQUALITY_SIGNS.issuperset(truth.signs):
         return same_inequality(truth, response)
 
@@ -156,7 +180,8 @@ def same_unordered(truth, items, response):
     "Return whether the items of a response are those of the truth."
     said = many(response)
     if said is None:
-        said = [response]
+        forms = [] if items else readings(response).forms # S = ∅
+        said = [] if Set(()) in forms else [response]
     if isinstance(truth, Set) or isinstance(response, Set):
         items = distinct(items, same)
         said = distinct(said, same)
@@ -217,7 +242,7 @@ def same_tuple(truth, response):
         return same_interval_or_union(truth, response)
     except Unreadable:
         pass # not a set of numbers: a point
-    if isinstance(truth, Union):
+    if isinstance(truth, (Union, Common, Without)):
         return False if isinstance(response, (Value, Tuple, Set, Union)) else None
 
     # a point as such, perhaps with its name

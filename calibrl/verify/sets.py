@@ -9,9 +9,9 @@ from fractions import Fraction
 from itertools import pairwise
 from .expressions import Binary, Unreadable, has_constant, substitute, variables
 from .expressions import whole
-from .forms import List, Relation, Set, Tuple, Union, Value
+from .forms import Common, List, Relation, Set, Tuple, Union, Value, Without
 from .grid import is_inequality, same_on_grid
-from .intervals import REALS, TINY, Interval, join, meet
+from .intervals import REALS, TINY, Interval, complement, join, meet
 from .numbers import arithmetic, calc, negative, to_decimal
 
 # %% auto #0
@@ -32,11 +32,11 @@ def line(
     return slope, at[0]
 
 # %% ../../nbs/verify/sets.ipynb #5f479e67
-MIRRORED = {"<": ">", ">": "<", "≤": "≥", "≥": "≤", "≠": "≠"}
+MIRRORED = {"<": ">", ">": "<", "≤": "≥", "≥": "≤", "≠": "≠", "=": "="}
 
 def cut(
     node, # an expression that is linear in one variable
-    sign, # < > ≤ ≥ ≠
+    sign, # < > ≤ ≥ ≠ =
 )->tuple: # (list of intervals, the variable)
     "Return where `node sign 0` holds."
     # the one number where the line is zero
@@ -55,26 +55,46 @@ def cut(
     above = REALS._replace(low=end, has_low=has_end)
     if sign == "≠":
         return [below, above], name
+    if sign == "=":
+        return [Interval(end, True, end, True)], name
     return [below if sign in "<≤" else above], name
 
 # %% ../../nbs/verify/sets.ipynb #6719767b
 def points_of(
     form,
-)->tuple|None: # (intervals of one point each, None); None for anything else
-    "Return a set of numbers as intervals."
-    if not isinstance(form, Set):
-        return None
+)->tuple|None: # (intervals of one point each, a variable or None); None for anything else
+    "Return a set of numbers, or `x = 1`, as intervals."
+    match form:
+        case Relation((Value(), Value()), ("=",)):
+            left, right = form.sides
+            return cut(Binary("-", left.number, right.number), "=")
+        case Set():
+            pass
+        case _:
+            return None
     for item in form.items:
         if not isinstance(item, Value) or item.unit or variables(item.number):
             return None
     numbers = [calc(item.number) for item in form.items]
     return [Interval(number, True, number, True) for number in numbers], None
 
-def set_of_union(form):
-    "Return the intervals of a union, and its variable."
-    parts = [points_of(item) or as_set(item) for item in form.items]
-    intervals = [interval for part, _ in parts for interval in part]
-    return join(intervals), next((name for _, name in parts if name), None)
+def sets_of(
+    forms,
+)->tuple: # (lists of intervals, the variable of all or None)
+    "Return several sets of numbers, which must be of one variable."
+    parts = [points_of(form) or as_set(form) for form in forms]
+    names = {name for _, name in parts if name}
+    if len(names) > 1:
+        raise Unreadable("variables")
+    return [intervals for intervals, _ in parts], next(iter(names), None)
+
+def set_of_several(form):
+    "Return the intervals of a union, an intersection or a difference, and its variable."
+    if isinstance(form, Without):
+        (whole, removed), name = sets_of((form.whole, form.removed))
+        return meet(whole, complement(removed)), name
+    sets, name = sets_of(form.items)
+    return join(functools.reduce(meet, sets) if isinstance(form, Common) else sum(sets, [])), name
 
 # %% ../../nbs/verify/sets.ipynb #89f4546f
 def is_interval(form):
@@ -92,15 +112,19 @@ def set_of_interval(form):
 
 def set_of_list(form):
     "Return where one of the conditions holds, if they are joined by `or`, else where all hold."
-    if any(isinstance(item, Relation) and "=" in item.signs for item in form.items):
+    is_equation = [isinstance(item, Relation) and "=" in item.signs for item in form.items]
+    either = "or" in form.separators
+    if all(is_equation) or any(is_equation) and not either:
         raise Unreadable("not inequalities")
-    parts = [as_set(item) for item in form.items]
-    if len({name for _, name in parts}) > 1:
-        raise Unreadable("variables")
-    sets = [intervals for intervals, _ in parts]
-    if "or" in form.separators:
-        return join(sum(sets, [])), parts[0][1]
-    return join(functools.reduce(meet, sets)), parts[0][1]
+    sets, name = sets_of(form.items)
+    both = join(functools.reduce(meet, sets))
+
+    # intervals one after the other are a union
+    if all(map(is_interval, form.items)):
+        if both and not either:
+            raise Unreadable("overlap")
+        either = True
+    return (join(sum(sets, [])) if either else both), name
 
 # %% ../../nbs/verify/sets.ipynb #c74cd085
 def set_of_inequality(form):
@@ -119,8 +143,8 @@ def as_set(
     form,
 )->tuple: # (list of intervals, the variable or None)
     "Return the union of intervals that a form stands for; raise `Unreadable` if it is none."
-    if isinstance(form, Union):
-        return set_of_union(form)
+    if isinstance(form, (Union, Common, Without)):
+        return set_of_several(form)
     if is_interval(form):
         return set_of_interval(form)
     if isinstance(form, List):

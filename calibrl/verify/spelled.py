@@ -5,6 +5,7 @@
 # %% ../../nbs/verify/spelled.ipynb #7b80a0c0
 from __future__ import annotations
 import re
+from .domains import sets_in_words
 
 # %% auto #0
 __all__ = []
@@ -63,7 +64,6 @@ def spell(match):
     return f"{whole} and {top}/{PARTS[words[-1]]}" if whole and top else match[0]
 
 # %% ../../nbs/verify/spelled.ipynb #0f40cfa1
-ALL_REALS = re.compile(r"^(?:the set of )?(?:all )?(?:real numbers|reals)$|ℝ")
 NO_SOLUTION = re.compile(r"(?:(?:there (?:is|are|exists?)|it has|(?:the |this )?"
     r"(?:equation|system|inequality|problem)s? ha(?:s|ve)) )?no (?:real )?solutions?(?: exists?)?|"
     r"no such \w+ exists?|(?:the solution set is )?(?:the )?empty(?: set)?|none|"
@@ -105,17 +105,13 @@ def half_more(match):
     return f"{count} 1/2 {match[2]}"
 
 # %% ../../nbs/verify/spelled.ipynb #7a97907c
-SET_BUILDER = re.compile(r"[{❴] ?(\w) ?[|:] ?(.+)[}❵]")
 NEGATIVE = re.compile(r"^(?:negative|minus) (?=[\d.])")
 MEMBER = re.compile(r"\b(\w) in (?=[\[({❴])")
 RATIO = re.compile(r"(?<=\d) to (?=\d)")
 
 def sets_in_signs(text):
     "Return a text with sets, the sign of a number and membership in signs."
-    builder = SET_BUILDER.fullmatch(text)
-    if builder:
-        text = builder[2]
-    text = "∅" if NO_SOLUTION.fullmatch(text) else ALL_REALS.sub("(-∞,∞)", text)
+    text = "∅" if NO_SOLUTION.fullmatch(text) else sets_in_words(text)
     return MEMBER.sub(r"\1∈", NEGATIVE.sub("-", text))
 
 # %% ../../nbs/verify/spelled.ipynb #e2d203dd
