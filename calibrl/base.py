@@ -11,13 +11,8 @@ from pathlib import Path
 
 import torch
 
-from .engine import register_attention
+from .engine import one_line, register_attention
 from .files import replace_folder, write_atomic
-
-# %% ../nbs/01c_base.ipynb #c5691309
-def one_line(error)->str:
-    "Return an error's message in one line, its name where it has none."
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 # %% ../nbs/01c_base.ipynb #175a7150
 # Model types whose packed rows are tested
@@ -41,7 +36,7 @@ def model_config(name_or_path):    # local folder or hub id
     file = Path(name_or_path)/"config.json"
     try:
         config = AutoConfig.from_pretrained(name_or_path, trust_remote_code=False)
-    except (OSError, ValueError, KeyError) as e:
+    except Exception as e:    # of nearly any kind, where a value has the wrong type
         if file.exists():
             raise ValueError(f"{str(file)!r} is not a configuration that transformers reads: "
                              f"{one_line(e)}") from None
@@ -74,11 +69,26 @@ def model_processor(name_or_path,    # local folder or hub id
     from transformers import AutoProcessor
     try:
         processor = AutoProcessor.from_pretrained(name_or_path, trust_remote_code=False)
-    except (OSError, ValueError, KeyError, TypeError, ImportError) as e:
+    except Exception as e:    # of nearly any kind, too
         raise FileNotFoundError(f"no processor: {copy_advice(name_or_path)} "
                                 f"({one_line(e)})") from None
     check_processor(processor, config, name_or_path)
     return processor
+
+# %% ../nbs/01c_base.ipynb #57a191b3
+def check_size(auto, config, folder):    # an auto class of transformers; Path, perhaps a hub id
+    "Raise if a folder's weights cannot be all that its configuration asks for; nothing is loaded."
+    stored = sum(file.stat().st_size for file in folder.glob("*.safetensors"))
+    if not stored:
+        return
+    with torch.device("meta"):
+        model = auto.from_config(config, trust_remote_code=False)
+    needed = sum(weight.numel() for weight in model.parameters())
+
+    # In 4 bits a byte holds two; a part may be stored once and used twice
+    if needed > 8*stored:
+        raise ValueError(f"{needed:,} parameters are asked for, and the files hold"
+                         f" {stored:,} bytes")
 
 # %% ../nbs/01c_base.ipynb #5dfb9ec3
 def checked_weights(name_or_path, config, **options):    # options of `from_pretrained`
@@ -89,6 +99,7 @@ def checked_weights(name_or_path, config, **options):    # options of `from_pret
     auto = AutoModelForImageTextToText if sees else AutoModelForCausalLM
     name = repr(str(name_or_path))
     try:
+        check_size(auto, config, Path(name_or_path))
         model, info = auto.from_pretrained(name_or_path, use_safetensors=True,
                                            trust_remote_code=False, output_loading_info=True,
                                            **options)
@@ -97,6 +108,11 @@ def checked_weights(name_or_path, config, **options):    # options of `from_pret
                                 f"({one_line(e)})") from None
     except SafetensorError as e:
         raise ValueError(f"a weights file in {name} is damaged, copy or download it again "
+                         f"({one_line(e)})") from None
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as e:    # a size below zero, a shape that is not the weights'
+        raise ValueError(f"config.json and the weights in {name} do not make a model "
                          f"({one_line(e)})") from None
 
     # transformers would fill them with random numbers

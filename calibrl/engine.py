@@ -21,6 +21,11 @@ def plain(message:dict)->dict:    # of a conversation, its content a list of par
     text = "".join(part["text"] for part in message["content"])
     return {**message, "content": text}
 
+# %% ../nbs/01a_engine.ipynb #c534a3c7
+def one_line(error)->str:
+    "Return an error's message in one line, its name where it has none."
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
 # %% ../nbs/01a_engine.ipynb #dbb84631
 def encode(processor,          # `AutoProcessor` of the model (a tokenizer for text-only models)
            problem:Problem,    # question, images and answer
@@ -35,9 +40,13 @@ def encode(processor,          # `AutoProcessor` of the model (a tokenizer for t
         chat = [plain(message) for message in chat]
 
     # Only a processor of images takes the keyword `images`
-    text = processor.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
     pictures = {"images": images} if images else {}
-    inputs = processor(text=[text], return_tensors="pt", **pictures)
+    try:
+        text = processor.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
+        inputs = processor(text=[text], return_tensors="pt", **pictures)
+    except Exception as e:    # a template runs in a sandbox, a processor comes with its model
+        raise ValueError(f"problem {problem.id!r}: the model's chat template or processor makes no"
+                         f" prompt of it ({one_line(e)})") from None
     return {key: value for key, value in inputs.items() if isinstance(value, torch.Tensor)}
 
 # %% ../nbs/01a_engine.ipynb #73f4e518

@@ -25,7 +25,12 @@ def end_ids(model, tokenizer)->list:
     eos = model.generation_config.eos_token_id
     if eos is None:
         eos = tokenizer.eos_token_id
-    return list(eos) if isinstance(eos, (list, tuple)) else [eos]
+    ids = list(eos) if isinstance(eos, (list, tuple)) else [eos]
+    words = model.get_input_embeddings().num_embeddings
+    if not ids or not all(type(i) is int and 0 <= i < words for i in ids):
+        raise ValueError(f"the model's eos_token_id must name tokens below {words}, not {eos!r}:"
+                         " put it right in its generation_config.json")
+    return ids
 
 def banned_ids(config, tokenizer, eos_ids)->list:
     "Return the ids that no response may hold: special tokens and those of images and videos."
