@@ -75,7 +75,12 @@ def make_problem(
     return answerable(Problem(**{**given, "images": images, "question": question, "id": name}))
 
 # %% ../../nbs/eval/copies.ipynb #d679c796
-UNUSABLE = (ValueError, KeyError, TypeError, OSError, IndexError)
+def why_unusable(error)->str:
+    "Return the reason of an error in one line; that of a wrong kind of value says so."
+    said = " ".join(str(error).split())[:300]
+    if isinstance(error, (ValueError, OSError)):
+        return said
+    return f"a cell is missing or holds another kind of value ({type(error).__name__}: {said})"
 
 class Problems:
     "A sequence of problems, made when asked for; a row that cannot be used raises ValueError."
@@ -106,9 +111,8 @@ class Problems:
         i %= self.n
         try:
             return self.problem(i)
-        except UNUSABLE as e:
-            why = " ".join(str(e).split())[:300]
-            raise ValueError(f"{self.name}, row {i}: {why}") from None
+        except Exception as e:    # what a cell holds may break any line of a reader
+            raise ValueError(f"{self.name}, row {i}: {why_unusable(e)}") from None
 
     def problem(self, i):
         "Return row `i` as a problem."
