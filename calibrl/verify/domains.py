@@ -50,7 +50,7 @@ def where(match):
     return f"{name}{condition}" if condition[0] in "<>≤≥≠" else match[0]
 
 SIGNED = re.compile(r"(?:the set of )?(?:(?:all|any|every) )?(?:the )?"
-    r"(positive|negative|non-?negative|non-?positive|non-?(?:zero|0)) (?:real numbers?|reals)", re.I)
+    r"(positive|negative|non-?(?:negative|positive|zero|0)) (?:real numbers?|reals)", re.I)
 SIGNS = {"positive": "(0,∞)", "negative": "(-∞,0)", "nonnegative": "[0,∞)",
     "nonpositive": "(-∞,0]", "nonzero": "(-∞,∞)∖❴0❵", "non0": "(-∞,∞)∖❴0❵"}
 

@@ -8,7 +8,7 @@ import re
 from .expressions import Unreadable
 from .bases import same_based
 from .clocks import SAYS_TIME, clock_of, same_clock
-from .forms import Based, List, Relation
+from .forms import Based, Common, List, Relation, Tuple, Union, Without
 from .labels import labelled, same_labels, same_values
 from .letters import (AS_PRINTED, ONE_LETTER, is_choice_text, letters_of,
     same_letter, same_letters, split_letter, without_choice_word)
@@ -46,14 +46,20 @@ def judge_words(truth, response):
     return correct, f"rules: {kind}"
 
 # %% ../../nbs/verify/free.ipynb #9e6b393d
+SETS = (Common, List, Relation, Tuple, Union, Without) # which may be joined by `or`
 GROUPED = re.compile(r"[1-9]\d{0,2}(,\d{3})+") # a number with separators, or a list
 
 def hedges_for(truth):
     "Return the words that leave a response to this truth open."
     hedges = HEDGES - set(words_of(truth.text))
     form = truth.form if truth.kind == "form" else None
-    may_join = form and (many(form) or isinstance(form, Relation))
+    may_join = form and (many(form) or isinstance(form, SETS))
     return hedges - {"or"} if may_join else hedges
+
+def leaves_open(truth, response):
+    "Return whether a response does not stand to its answer; `except 4` is part of a set."
+    is_set = truth.kind == "form" and isinstance(truth.form, SETS)
+    return is_doubtful(in_signs(response) if is_set else response, hedges_for(truth))
 
 def same_tokens(first, second):
     "Return whether two texts are the same but for spaces that mean nothing."
@@ -119,7 +125,7 @@ def judge_text(truth, response):
     "Return (correct, how) of a response to a truth as it was read."
     if truth.kind in ("letter", "letters", "yes/no", "words"):
         return judge_words(truth, response)
-    if is_doubtful(response, hedges_for(truth)):
+    if leaves_open(truth, response):
         return False, "rules: hedge"
     if truth.kind == "time":
         return says_time(truth.form, response), "rules: time"

@@ -86,7 +86,7 @@ def same_in_order(items, said):
         return False
     return all(same(item, other) for item, other in zip(items, said, strict=True))
 
-# %% ../../nbs/verify/same.ipynb #9f3bc294
+# %% ../../nbs/verify/same.ipynb #3268b990
 def groups_of(relation):
     "Return the sides of a chain in groups that = joins, and the signs between the groups."
     groups, signs = [[relation.sides[0]]], []
@@ -108,6 +108,7 @@ def same_chain(truth, response):
             return True
     return False
 
+# %% ../../nbs/verify/same.ipynb #52ebe1c3
 def same_relation(truth, response):
     "Return whether a response says an equation, an assignment or an inequality."
     is_chain = isinstance(response, Relation) and len(truth.sides) == len(response.sides) > 2
