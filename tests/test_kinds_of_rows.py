@@ -576,3 +576,71 @@ def test_a_row_says_with_how_many_pictures_it_was_asked(tmp_path):
             for n, row in zip((1, 2, 1, 1), graded*2, strict=True)]
     line, = benchmark_metrics(rows)
     assert line["pictures"] == "1.25"
+
+
+# Experts
+
+def expert(**row):
+    "The expert of a row, and how experts were counted."
+    how = {name: row.pop(name) for name in ("close_experts", "map") if name in row}
+    found = problems_of({"question": "How many?"} | row, **how)
+    names = ("experts", "verified", "tagged", "closed")
+    return found[0].expert, {name: found.counts[name] for name in names}
+
+
+GSM8K = "He has 2*2=<<2*2=4>>4 and one more.\nThat is 4+1=5.\n#### 5"
+
+
+def test_a_worked_answer_is_the_expert_too():
+    said, counts = expert(answer=GSM8K)
+    assert said == f"<think>{GSM8K}</think><answer>5</answer>"
+    assert counts == {"experts": 1, "verified": 1, "tagged": 1, "closed": 0}
+    assert problems_of({"question": "How many?", "answer": GSM8K}).fields["expert"] == "answer"
+    assert expert(answer=GSM8K, map="expert=")[0] is None
+    for answer in ("5", "\\boxed{5}", "<answer>5</answer>", "#### 5"):
+        assert expert(answer=answer)[0] is None
+
+
+OPEN = "He has 4 and one more, which makes 5 of them."
+
+
+def test_an_expert_without_an_end_is_closed_where_you_say_so():
+    said, counts = expert(answer="5", solution=OPEN)
+    assert said == OPEN
+    assert counts == {"experts": 1, "verified": 0, "tagged": 0, "closed": 0}
+    said, counts = expert(answer="5", solution=OPEN, close_experts=True)
+    assert said == f"<think>{OPEN}</think><answer>5</answer>"
+    assert counts == {"experts": 1, "verified": 1, "tagged": 0, "closed": 1}
+    thought = "<think>4 + 1</think> So there are five of them."
+    said, _ = expert(answer="5", solution=thought, close_experts=True)
+    assert said == f"{thought}\n<answer>5</answer>"
+    said, _ = expert(answer="5", solution=f"<think>{OPEN}", close_experts=True)
+    assert said == f"<think>{OPEN}</think><answer>5</answer>"
+
+
+@pytest.mark.parametrize("solution", [
+    "That is 6.\n#### 6", "So it is \\boxed{6}.", "<think>4+2</think><answer>6</answer>",
+    "The answer is 6."])
+def test_an_expert_that_ends_in_another_answer_stays_wrong(solution):
+    said, counts = expert(answer="5", solution=solution, close_experts=True)
+    assert said.endswith("<answer>6</answer>")
+    assert (counts["verified"], counts["closed"]) == (0, 0)
+
+
+def test_closed_experts_are_said_and_so_are_those_that_could_be():
+    rows = [{"question": "How many?", "answer": "5", "solution": OPEN}]*3
+    rows.append(rows[0] | {"solution": "Five.\n#### 5"})
+    said = str(problems_of(*rows))
+    assert "right by the verifier: 1 of 4 (25.0%); 1 were put into answer tags" in said
+    assert "note: 3 experts end in no answer: close_experts closes each with its gold" in said
+    said = str(problems_of(*rows, close_experts=True))
+    assert "right by the verifier: 4 of 4 (100.0%)" in said
+    assert "; 3 were closed with their gold, as you wish" in said
+    assert "end in no answer" not in said
+
+
+def test_a_letter_closes_the_expert_of_a_choice():
+    row = {"options": ["A)4", "B)5"], "correct": "B", "rationale": OPEN}
+    said, counts = expert(**row, close_experts=True)
+    assert said.endswith("<answer>B</answer>")
+    assert counts["verified"] == 1

@@ -81,6 +81,7 @@ def check_file(  # noqa: PLR0913
     model:str=None,                # model folder or hub id: its processor counts prompt tokens
     max_prompt_tokens:int=None,    # count longer prompts as unusable
     need_expert:bool=False,        # count rows without an expert as unusable
+    close_experts:bool=False,      # close an expert that ends in no answer with its gold, in tags
     skipped:str=None,              # JSON Lines file for the rows left out
 ):
     "Read a data set as training would, and report what is in it, what cannot be used, and why."
@@ -91,7 +92,8 @@ def check_file(  # noqa: PLR0913
     try:
         found = load_problems(file, map=map, split=split, name=name, root=root, limit=limit,
                               processor=processor, max_prompt_tokens=max_prompt_tokens,
-                              need_expert=need_expert, skipped=skipped)
+                              need_expert=need_expert, close_experts=close_experts,
+                              skipped=skipped)
     finally:
         logger.setLevel(level)
     print(report_text(found, skipped))

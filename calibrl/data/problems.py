@@ -26,12 +26,12 @@ from .golds import number_reading, whole_number
 from .pictures import is_within, looks_pictured
 from .rows import read_row, refuse_problem
 from .sources import read_rows
-from .texts import Unusable, spelled
+from .texts import Unusable, is_worked, spelled
 from ..tasks import score
 
 # %% ../../nbs/data/problems.ipynb #d4a79006
-COUNTS = ("rows", "usable", "skipped", "experts", "verified", "tagged", "boxed", "system",
-          "pictured")
+COUNTS = ("rows", "usable", "skipped", "experts", "verified", "tagged", "closed", "open", "boxed",
+          "system", "pictured")
 
 def percent(part, whole):
     "Return how many of how many, in words."
@@ -50,9 +50,14 @@ def summary(problems):
     experts = percent(counts["experts"], usable)
     right = percent(counts["verified"], counts["experts"])
     tagged = f"; {counts['tagged']} were put into answer tags" if counts["tagged"] else ""
-    lines.append(f"experts: {experts}; right by the verifier: {right}{tagged}")
+    closed = f"; {counts['closed']} were closed with their gold, as you wish"
+    lines.append(f"experts: {experts}; right by the verifier: {right}{tagged}"
+                 + closed*bool(counts["closed"]))
 
     # What a reader may not expect
+    if counts["open"]:
+        lines.append(f"note: {counts['open']} experts end in no answer: close_experts closes each "
+                     "with its gold")
     if counts["boxed"]:
         lines.append(f"note: {counts['boxed']} questions ask for \\boxed{{}}, but the answer is "
                      "read from <answer></answer>")
@@ -115,17 +120,20 @@ class Wishes(NamedTuple):
     max_prompt_tokens: Any = None
     need_expert: bool = False
     wrong_expert: str = "keep"
+    close_experts: bool = False
 
 def without_expert(problem):
     "Return a problem without its expert; its pictures still wait."
     return replace(problem, images=problem.__dict__["images"], expert=None)
 
-def judge(problems, problem, is_tagged, wishes):
-    "Return a problem once its expert is counted, dropped or refused, as the caller wants."
+def judge(problems, read, wishes):
+    "Return the problem of a `ReadRow`, its expert counted, dropped or refused as is wanted."
+    problem = read.problem
     has_expert = problem.expert is not None
     if not has_expert and wishes.need_expert:
         raise Unusable("no expert")
     right = has_expert and score(problem.expert, problem.answer, problem.options).correct
+    is_open = has_expert and "<answer>" not in problem.expert
     if has_expert and not right:
         is_dropped = wishes.wrong_expert == "drop"
         if wishes.wrong_expert == "skip" or (is_dropped and wishes.need_expert):
@@ -133,7 +141,9 @@ def judge(problems, problem, is_tagged, wishes):
         if is_dropped:
             problem = without_expert(problem)
     has_expert = problem.expert is not None
-    problems.counts.update(experts=has_expert, verified=right, tagged=is_tagged and has_expert,
+    problems.counts.update(experts=has_expert, verified=right, open=is_open,
+                           tagged=read.is_tagged and has_expert,
+                           closed=read.is_closed and has_expert,
                            boxed="\\boxed" in problem.question)
     return problem
 
@@ -184,7 +194,7 @@ def checked_row(problems, ds, i, row, wishes):
     tokenizer = getattr(wishes.processor, "tokenizer", wishes.processor)
     specials = getattr(tokenizer, "all_special_tokens", ())
     roots = picture_roots(problems, where[0], wishes.root)
-    read = read_row(ds, i, row, problems.fields, roots, where)
+    read = read_row(ds, i, row, problems.fields, roots, where, wishes.close_experts)
     refuse_problem(read.problem, len(read.sizes), specials)
     tokens = None
     if wishes.processor is not None:
@@ -192,7 +202,7 @@ def checked_row(problems, ds, i, row, wishes):
     most = wishes.max_prompt_tokens
     if tokens and most and tokens > most:
         raise Unusable("prompt too long", f"{tokens} tokens, more than {most}")
-    problem = judge(problems, read.problem, read.is_tagged, wishes)
+    problem = judge(problems, read, wishes)
     return read._replace(problem=problem), tokens
 
 # %% ../../nbs/data/problems.ipynb #d4a79008
@@ -203,7 +213,7 @@ def usable_row(problems, ds, i, faults, wishes):
         raise Unusable("unreadable line", faults[i + 1])
     try:
         row = ds[i]
-        (problem, sizes, _), tokens = checked_row(problems, ds, i, row, wishes)
+        (problem, sizes, *_), tokens = checked_row(problems, ds, i, row, wishes)
     except Unusable:
         raise
     except Exception as error:    # a value of a kind nobody thought of
@@ -275,6 +285,12 @@ def refuse_unread(ds, fields, told):
                          f"them with map, as in {field}=NAME, or say {field}= to ask without; "
                          f"the columns are {', '.join(ds.features)}")
 
+def worked_answers(ds, column):
+    "Return whether most answers are worked solutions, as GSM8K's, which makes them experts, too."
+    few = ds.select(range(min(len(ds), 20))).to_list()
+    worked = [is_worked(value_at(row, column)) for row in few]
+    return sum(worked) > len(worked)/2
+
 def described(source, ds, map):
     "Return source, format, fields and columns of a data set."
     source = str(source) if isinstance(source, (str, os.PathLike)) else "dataset"
@@ -282,7 +298,10 @@ def described(source, ds, map):
         raise ValueError(f"{source} has no rows")
     try:
         format, fields = detect(ds.features, map)
-        refuse_unread(ds, fields, {*fields, *parse_map(map), *FORMATS[format].own})
+        told = {*fields, *parse_map(map), *FORMATS[format].own}
+        refuse_unread(ds, fields, told)
+        if "expert" not in told and worked_answers(ds, fields["answer"]):
+            fields["expert"] = fields["answer"]
         reading = number_reading(ds, fields)
         if reading:
             fields.setdefault(reading, fields["answer"])
@@ -374,6 +393,7 @@ def load_problems(  # noqa: PLR0913
     need_expert=False,        # a row without an expert cannot be used
     wrong_expert="keep",      # an expert that the verifier judges wrong: "keep" and count, "drop"
                               # (the problem stays), or "skip" the row
+    close_experts=False,      # an expert that ends in no answer gets its gold, in tags
     processor=None,           # AutoProcessor or a Policy: prompts are made once, and counted
     max_prompt_tokens=None,   # a longer prompt cannot be used; it is never cut
     skipped=None,             # JSON Lines file for the rows left out
@@ -385,7 +405,7 @@ def load_problems(  # noqa: PLR0913
     processor = getattr(processor, "processor", processor)
     problems, ds, faults = opened(source, map, split, name)
     root = root if root is None else Path(root).expanduser()
-    wishes = Wishes(root, processor, max_prompt_tokens, need_expert, wrong_expert)
+    wishes = Wishes(root, processor, max_prompt_tokens, need_expert, wrong_expert, close_experts)
     with log_file(skipped) as log:
         for i in tqdm(range(len(ds)), desc="reading", delay=3, leave=False, disable=None):
             if limit is not None and len(problems) >= limit:

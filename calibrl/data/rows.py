@@ -226,17 +226,19 @@ def row_id(at, where):
 class ReadRow(NamedTuple):
     "What a row holds."
     problem: FileProblem
-    sizes: list        # (width, height) of its pictures
-    is_tagged: bool    # whether its expert was put into tags
+    sizes: list           # (width, height) of its pictures
+    is_tagged: bool       # whether its expert was put into tags around what it ends in
+    is_closed: bool       # or around its gold, since it ends in nothing
 
 # %% ../../nbs/data/rows.ipynb #fd5eb7ce
 def read_row(
     ds,
-    i,         # number of the row, from 0
-    row,       # itself
-    fields,    # {field or tag: column}
-    roots,     # folders that its pictures may be in
-    where,     # (file, row in it, from 1)
+    i,              # number of the row, from 0
+    row,            # itself
+    fields,         # {field or tag: column}
+    roots,          # folders that its pictures may be in
+    where,          # (file, row in it, from 1)
+    close=False,    # put an expert that ends in nothing into tags around its gold
 ):
     "Return what a row holds, or raise `Unusable`."
     at = {field: value_at(row, column) for field, column in fields.items()}
@@ -254,6 +256,8 @@ def read_row(
     if sizes:
         images = Cell(ds, fields["images"], i, root, f"{file}, row {number}", order)
     tagged = expert and in_tags(expert)
-    problem = FileProblem(question, answer, images, tagged, options, row_id(at, where),
-                          row_tags(at, fields))
-    return ReadRow(problem, sizes, bool(expert) and tagged != expert)
+    closed = expert and close and in_tags(tagged, answer)
+    problem = FileProblem(question, answer, images, closed or tagged, options,
+                          row_id(at, where), row_tags(at, fields))
+    return ReadRow(problem, sizes, bool(expert) and tagged != expert,
+                   bool(closed) and closed != tagged)

@@ -275,11 +275,18 @@ def expert_of(value):
     return value.strip() or None
 
 # %% ../../nbs/data/texts.ipynb #2738d3c6
-def in_tags(text):
-    "Return a worked solution in tags around its own conclusion; as it is if it has them or none."
-    end = None if "<answer>" in text else conclusion(text)
+def is_worked(value):
+    "Return whether a cell is a text that works its answer out and ends in it."
+    end = conclusion(value) if isinstance(value, str) else None
+    return end is not None and without_marks(value) != without_marks(end)
+
+def in_tags(text, end=None):
+    "Return a solution in tags around its own conclusion, else around `end`; as it is without any."
+    if "<answer>" in text:
+        return text
+    end = conclusion(text) or end
     if end is None:
         return text
     if "</think>" in text:
         return f"{text}\n<answer>{end}</answer>"
-    return f"<think>{text}</think><answer>{end}</answer>"
+    return f"<think>{text.removeprefix('<think>')}</think><answer>{end}</answer>"
