@@ -38,6 +38,9 @@ def train(
     # columns of the data, such as question=problem,expert=solution
     # (default: as the data names them)
     map:str=None,
+    split:str=None,          # of the data, where there are several
+    name:str=None,           # configuration of the data, where there are several
+    root:str=None,           # folder that picture paths start from (default: where the file is)
     on_bad:str="skip",       # what to do with a row that cannot be used: skip or fail
     # a longer prompt cannot be used; counted before the start (default: no limit, no count)
     max_prompt_tokens:int=None,

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from .verify.clean import MAX_CHARS
 from .verify.decide import decide
-from .verify.sandbox import count, counts
+from .verify.sandbox import count, counts, warm_up
 from .verify.tags import extract
 from .verify.truth import read_truth
 
@@ -153,3 +153,11 @@ def score(
         correct, how = judged_answer(text, answer, options)
     count(how.split(":")[0])
     return Score(bool(correct), formatted, None if text is None else text[:MAX_CHARS], how)
+
+# %% ../nbs/00a_tasks.ipynb #17701512
+def start_judge(
+    problems:list, # that will be answered
+):
+    "Start the judge, without waiting for it, where a ground truth is LaTeX."
+    if any("\\" in problem.answer for problem in problems):
+        warm_up()

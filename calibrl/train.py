@@ -22,7 +22,7 @@ from .parallel import (all_gather, all_reduce_gradients, local_slice, processes,
 from .records import diagnosis, is_finite, propagate_nan, samples_to_read
 from .rollout import (Policy, Rollouts, ratio_floor, recompute_activations,
                              rollout, stack)
-from .tasks import verifier_stats
+from .tasks import start_judge, verifier_stats
 
 # what others take from here
 from .config import PRESETS, load_config, save_config  # noqa: F401
@@ -241,7 +241,7 @@ def train(policy:Policy,      # its adapter is trained in place
           done=(),            # what the steps before yielded, if any: where to go on
          ):                   # generator: one dict a step
     "Train a policy; yield the metrics of each step, with one sampled response to look at."
-    prepare(policy, cfg)
+    prepare(policy, problems, cfg)
     optimizer = optimizer or make_optimizer(policy, cfg)
     drawn = sum(row["groups_drawn"] for row in done)
     stream = islice(batches(problems, cfg.prompts, cfg.seed), drawn//cfg.prompts, None)
@@ -257,8 +257,8 @@ def train(policy:Policy,      # its adapter is trained in place
             raise RuntimeError(diagnosis(row, policy, cfg))
 
 # %% ../nbs/02_train.ipynb #55e78a5f
-def prepare(policy:Policy, cfg:Config):
-    "Set a policy up for training, or raise ValueError where that cannot be."
+def prepare(policy:Policy, problems:list, cfg:Config):
+    "Set a policy and the verifier up for training, or raise ValueError where that cannot be."
     if not policy.trainable:
         raise ValueError("the policy has nothing to train:"
                          " load it with lora_rank > 0 or an adapter")
@@ -268,3 +268,4 @@ def prepare(policy:Policy, cfg:Config):
         raise ValueError(f"{world} processes are too many: a mini-batch has {groups} problems")
     if cfg.gradient_checkpointing is not None:
         recompute_activations(policy.model, cfg.gradient_checkpointing)
+    start_judge(problems)

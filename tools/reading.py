@@ -42,7 +42,7 @@ LEFT_OUT = {
     "what is logged and looked at": ["loss_metrics", "gap_metrics", "clip_metrics",
                                      "samples_to_read", "response_record", "data_url"],
     "numbers that break": ["is_finite", "skipped_step", "propagate_nan", "diagnosis"],
-    "checks before the first step": ["prepare"],
+    "before the first step": ["prepare"],
     "the alarm before an update": ["check_agreement"],
     "memory for time": ["recompute_activations"],
     "other methods than GRPO and CalibRL": ["refill"],

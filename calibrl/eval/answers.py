@@ -9,6 +9,7 @@ __all__ = ['evaluate', 'read_answers']
 from calibrl.eval.rules import judge, verified
 from calibrl.files import read_jsonl
 from calibrl.rollout import Policy
+from calibrl.tasks import start_judge
 
 # %% ../../nbs/eval/answers.ipynb #cdc33226
 def same_answer(
@@ -74,6 +75,7 @@ def ask(
     lenient=False,        # see `grade`
 )->list:                  # graded rows with lengths in tokens
     "Return a policy's graded answers to one batch of problems."
+    start_judge(problems)
     ids = policy.sample(problems, k, temperature, max_new_tokens, seed=seed).ids
     rows = []
     for i, problem in enumerate(problems):

@@ -46,6 +46,9 @@ class RunSpec:
     adapter: str | None = None              # adapter or run folder to begin from
     data: str = "geometry"                  # the drawn world, a file or a hub data set
     map: str | None = None                  # columns of the data
+    split: str | None = None                # of the data, where there are several
+    name: str | None = None                 # configuration of the data, where there are several
+    root: str | None = None                 # folder that picture paths start from
     on_bad: str = "skip"                    # what to do with a row that cannot be used
     max_prompt_tokens: int | None = None    # a longer prompt cannot be used
     bits: int | None = None                 # 4, 8, or None for full precision

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from .. import __version__
 from ..files import write_atomic
+from .folder import RunSpec
 
 # %% ../../nbs/runs/sources.ipynb #88c79f47
 def versions()->dict:
@@ -76,22 +77,23 @@ def drawn_problems(seed:int, need:int)->list:
     return problems(min(1500, need), split="train", seed=seed)
 
 # %% ../../nbs/runs/sources.ipynb #8a98ac67
-def problems_of_file(data, map=None, on_bad="skip",
-                     model=None,                # whose processor counts tokens
-                     max_prompt_tokens=None,    # a longer prompt cannot be used
+OF_A_FILE = ("map", "split", "name", "root")     # options of `RunSpec` that say how to read one
+
+def problems_of_file(spec:RunSpec,
+                     model=None,    # whose processor counts tokens
                     )->list:
     "Return the problems of a file or data set that can be used, or raise ValueError."
     from calibrl.data import load_problems
     from transformers import AutoProcessor
-    limit = {}
-    if max_prompt_tokens:
-        processor = AutoProcessor.from_pretrained(model, trust_remote_code=False)
-        limit = {"processor": processor, "max_prompt_tokens": max_prompt_tokens}
-    found = load_problems(data, map=map, on_bad=on_bad, **limit)
+    options = {name: getattr(spec, name) for name in (*OF_A_FILE, "on_bad")}
+    if spec.max_prompt_tokens:
+        options["processor"] = AutoProcessor.from_pretrained(model, trust_remote_code=False)
+        options["max_prompt_tokens"] = spec.max_prompt_tokens
+    found = load_problems(spec.data, **options)
     if not found.skipped:                       # else the loader has said so
         print(found)
     if not found:
-        raise ValueError(f"--data {data}: no row can be used; calibrl data check says why")
+        raise ValueError(f"--data {spec.data}: no row can be used; calibrl data check says why")
     return found
 
 # %% ../../nbs/runs/sources.ipynb #9d2f0c21

@@ -19,8 +19,9 @@ from .folder import RunSpec, find_run, lock, other_options
 from .launch import join_processes, leave_processes, lost_partner, sharded_dtype
 from .loop import run_in_folder
 from .report import finish
-from .sources import (adapter_folder, check_same, drawn_problems, drop_experts,
-                                  model_path, problems_of_file, run_identity, versions)
+from .sources import (OF_A_FILE, adapter_folder, check_same, drawn_problems,
+                                  drop_experts, model_path, problems_of_file, run_identity,
+                                  versions)
 
 # %% ../../nbs/runs/start.ipynb #c24569c8
 @dataclass(frozen=True)
@@ -66,9 +67,13 @@ def open_run(out,               # folder, or None for a numbered one
 # %% ../../nbs/runs/start.ipynb #2befc8c7
 def training_problems(cfg:Config, spec:RunSpec, model)->list:
     "Return the problems to train on: drawn ones, or those of a file or data set."
-    if spec.data == "geometry":
-        return drawn_problems(cfg.seed, max(1, cfg.steps*cfg.prompts))
-    return problems_of_file(spec.data, spec.map, spec.on_bad, model, spec.max_prompt_tokens)
+    if spec.data != "geometry":
+        return problems_of_file(spec, model)
+    told = [name for name in OF_A_FILE if getattr(spec, name) is not None]
+    if told:
+        raise ValueError(f"--{told[0]} is about a file or data set: name it with --data,"
+                         " without it the embedded world is drawn")
+    return drawn_problems(cfg.seed, max(1, cfg.steps*cfg.prompts))
 
 def load_policy(cfg:Config, spec:RunSpec, model, device=None, dtype=None)->Policy:
     "Return the policy of a run; with a `dtype` its layers are spread over the processes."
