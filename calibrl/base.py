@@ -11,8 +11,9 @@ from pathlib import Path
 
 import torch
 
-from .engine import one_line, register_attention
+from .engine import register_attention
 from .files import replace_folder, write_atomic
+from .prompts import one_line
 
 # %% ../nbs/01c_base.ipynb #175a7150
 # Model types whose packed rows are tested

@@ -13,40 +13,25 @@ import torch
 import torch.nn.functional as F
 from torch.utils.checkpoint import checkpoint
 
-from .tasks import Problem, messages
-
-# %% ../nbs/01a_engine.ipynb #ccb56d8e
-def plain(message:dict)->dict:    # of a conversation, its content a list of parts
-    "Return a message with its content as one string, as text-only chat templates want it."
-    text = "".join(part["text"] for part in message["content"])
-    return {**message, "content": text}
-
-# %% ../nbs/01a_engine.ipynb #c534a3c7
-def one_line(error)->str:
-    "Return an error's message in one line, its name where it has none."
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+from .prompts import USUAL, Wording, one_line, prompt_text
+from .tasks import Problem
 
 # %% ../nbs/01a_engine.ipynb #dbb84631
-def encode(processor,          # `AutoProcessor` of the model (a tokenizer for text-only models)
-           problem:Problem,    # question, images and answer
-          )->dict:             # "input_ids" (1, P) and what else the model wants for this prompt
+def encode(processor,             # `AutoProcessor` of the model (a tokenizer where it reads text)
+           problem:Problem,       # question, images and answer
+           words:Wording=USUAL,   # instruction and system message
+          )->dict:                # "input_ids" (1, P) and what else the model wants for this prompt
     "Return the prompt of one problem, as the model's own processor and chat template make it."
-    chat = messages(problem)
+    text = prompt_text(processor, problem, words)
     images = list(problem.images)
-    if not hasattr(processor, "image_processor"):
-        if images:
-            raise ValueError(f"problem {problem.id!r} has {len(images)} images "
-                             "but the model reads text only")
-        chat = [plain(message) for message in chat]
 
     # Only a processor of images takes the keyword `images`
     pictures = {"images": images} if images else {}
     try:
-        text = processor.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
         inputs = processor(text=[text], return_tensors="pt", **pictures)
-    except Exception as e:    # a template runs in a sandbox, a processor comes with its model
-        raise ValueError(f"problem {problem.id!r}: the model's chat template or processor makes no"
-                         f" prompt of it ({one_line(e)})") from None
+    except Exception as e:    # a processor comes with its model, and fails in its own ways
+        raise ValueError(f"problem {problem.id!r}: the model's processor makes no prompt of it"
+                         f" ({one_line(e)})") from None
     return {key: value for key, value in inputs.items() if isinstance(value, torch.Tensor)}
 
 # %% ../nbs/01a_engine.ipynb #73f4e518

@@ -7,7 +7,7 @@ __all__ = ['Logps', 'Samples', 'Policy']
 
 # %% ../nbs/01b_policy.ipynb #e4667b7a
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from inspect import signature
 from typing import NamedTuple
 
@@ -18,6 +18,7 @@ from .base import (
     add_adapter, base_of, check_served, load_base, recompute_activations, recomputes, save_adapter)
 from .engine import (
     PER_TOKEN, SharedPrompts, collate, encode, head_logps, pack, register_attention, wide_product)
+from .prompts import USUAL, continued, limit_pixels, opening, pixels_of, wording
 
 # %% ../nbs/01b_policy.ipynb #926fe9f1
 def end_ids(model, tokenizer)->list:
@@ -90,6 +91,8 @@ class Policy:
         self.no_chance[self.banned] = True
         self.no_chance[len(self.tokenizer):] = True
         self.ratio_floor = None    # measured where it is first asked for, see `ratio_floor`
+        self.words = USUAL         # around each problem
+        self.pixels = None         # limits of a picture, where they were set
 
     @classmethod
     def from_pretrained(cls,             # noqa: PLR0913
@@ -125,9 +128,24 @@ class Policy:
 
     def tokens(self,
                response,      # text, or token ids (which pass through)
-              )->list:        # token ids; EOS is added to text
+              )->list:        # token ids; EOS is added to text, a tag that the prompt has is not
         "Return the token ids of a response; refuse special tokens that no policy may write."
         return response_tokens(self, response)
+
+    @cached_property
+    def opening(self)->str:
+        "The think tag that the chat template leaves open at the end of a prompt, or nothing."
+        return opening(self.processor)
+
+    def set_prompts(self,
+                    instruction=None, system=None,          # names or texts
+                    min_pixels=None, max_pixels=None):      # of a picture
+        "Change how problems are put to the model; what is None stays as it is."
+        set_prompts(self, wording(instruction, system, self.words), min_pixels, max_pixels)
+
+    def prompt(self, problem)->dict:      # what `encode` makes of it
+        "Return the prompt of one problem, in this policy's words."
+        return encode(self.processor, problem, self.words)
 
     def prompts(self,
                 problems:list,     # B problems, or what `encode` made of them
@@ -169,11 +187,20 @@ class Policy:
         prompts = read_prompts(self, problems, experts, temperature or 1.0, read_tokens)
         return write_responses(self, prompts, n, choose, temperature or 1.0, max_new_tokens)
 
+# %% ../nbs/01b_policy.ipynb #1e86cca9
+def set_prompts(policy:Policy, words, min_pixels, max_pixels):
+    "Do what `Policy.set_prompts` says."
+    limit_pixels(policy.processor, min_pixels, max_pixels)
+    policy.words = words
+    if (min_pixels, max_pixels) != (None, None):
+        policy.pixels = pixels_of(policy.processor)[:2]
+
 # %% ../nbs/01b_policy.ipynb #6dd87ed0
 def response_tokens(policy:Policy, response)->list:
     "Return what `Policy.tokens` says."
     if isinstance(response, str):
-        text_ids = policy.tokenizer(response, add_special_tokens=False)["input_ids"]
+        text = continued(response, policy.opening)
+        text_ids = policy.tokenizer(text, add_special_tokens=False)["input_ids"]
         ids = text_ids + policy.eos_ids[:1]
     else:
         ids = list(response)
@@ -197,7 +224,7 @@ def position_ids(core,      # the model without its head
 
 def prompt_batch(policy:Policy, problems:list, P=0)->tuple:
     "Return what `Policy.prompts` says."
-    encoded = [problem if isinstance(problem, dict) else encode(policy.processor, problem)
+    encoded = [problem if isinstance(problem, dict) else policy.prompt(problem)
                for problem in problems]
     inputs = collate(encoded, [[]]*len(problems), policy.pad_id, P)
     inputs = {key: value.to(policy.device) for key, value in inputs.items()}
@@ -398,7 +425,7 @@ def read_prompts(policy:Policy,
                  read_tokens:int,    # of prompts and experts in one pass
                 )->Prefill:
     "Read all prompts, so many at once as the tokens allow."
-    prompts = [encode(policy.processor, problem) for problem in problems]
+    prompts = [policy.prompt(problem) for problem in problems]
     given = experts or [None]*len(problems)
     answers = [policy.tokens(expert) if expert else [] for expert in given]
 

@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 
 from .policy import Policy
+from .prompts import continued
 from .tasks import score
 
 # %% ../nbs/01_rollout.ipynb #18439ebb
@@ -106,7 +107,8 @@ def rollout(policy:Policy,
                         experts=[p.expert for p in problems])
     texts = [policy.decode(response) for response in out.ids]
     asked = [p for p in problems for _ in range(n)]
-    scores = [score(text, p.answer, p.options) for text, p in zip(texts, asked, strict=True)]
+    scores = [score(policy.opening + text, p.answer, p.options)
+              for text, p in zip(texts, asked, strict=True)]
 
     # A gap over whole sequences needs all of the expert, so the widest of both counts
     T = max(out.logp.shape[1], out.expert_logp.shape[1])
@@ -171,8 +173,8 @@ def expert_rows(policy:Policy,
                 ro:Rollouts,
                )->Rollouts:    # groups of one
     "Return the experts' own answers as rows, with the log-probabilities taken while sampling."
-    texts = [p.expert or "" for p in ro.problems]
-    scores = [score(text, p.answer, p.options)
+    texts = [continued(p.expert or "", policy.opening) for p in ro.problems]
+    scores = [score(policy.opening + text, p.answer, p.options)
               for text, p in zip(texts, ro.problems, strict=True)]
     first = torch.arange(len(ro.problems))*ro.n
     logp, mask = ro.expert_logp[first], ro.expert_mask[first]

@@ -81,7 +81,8 @@ def texts_of(problem, instruction):
 def messages(
     problem:Problem, # question, images and options
     instruction:str=INSTRUCTION, # closing sentence of the prompt; "" leaves it out
-)->list: # one user turn in chat-template form
+    system:str="", # system message before it; "" for none
+)->list: # a user turn, after the system's if there is one, in chat-template form
     "Return the chat messages of a problem: images where `<image>` stands (else first), then text."
     texts = texts_of(problem, instruction)
     images = [dict(type="image", image=image) for image in problem.images]
@@ -97,7 +98,10 @@ def messages(
             content.append(dict(type="text", text=text))
         if i < places:
             content.append(images[i])
-    return [dict(role="user", content=content)]
+    turns = [dict(role="user", content=content)]
+    if system:
+        turns.insert(0, dict(role="system", content=[dict(type="text", text=system)]))
+    return turns
 
 # %% ../nbs/00a_tasks.ipynb #36948c87
 @dataclass(frozen=True)

@@ -79,7 +79,7 @@ def test_a_template_that_the_sandbox_stops_is_one_line(template, model, tmp_path
     folder, *_ = model
     hostile = copy_with(folder, tmp_path/"model", "chat_template.jinja", {})
     (hostile/"chat_template.jinja").write_text(template)
-    with pytest.raises(ValueError, match="chat template or processor makes no prompt of it"):
+    with pytest.raises(ValueError, match="chat template refuses the prompt"):
         Policy.from_pretrained(hostile).sample([Problem("2 + 2?", "4")], 1, max_new_tokens=2)
 
 

@@ -1,14 +1,19 @@
 """What a run is told of its data and its prompts, and that all of it is asked alike."""
 import json
+import shutil
+from dataclasses import replace
 
 import pytest
+import torch
+from PIL import Image
 
 from calibrl import train as T
 from calibrl.algebra import tiny_checkpoint
 from calibrl.cli import main
 from calibrl.config import Config
 from calibrl.eval import evaluate
-from calibrl.rollout import Policy
+from calibrl.prompts import prompt_text
+from calibrl.rollout import Policy, expert_rows, rollout
 from calibrl.tasks import Problem
 from calibrl.verify import sandbox
 
@@ -89,3 +94,103 @@ def test_the_judge_starts_before_the_first_answer(judge_starts, problems, first)
     policy = Policy.from_pretrained(tiny_checkpoint(), lora_rank=0)
     evaluate(policy, problems, max_new_tokens=2)
     assert judge_starts == first
+
+
+# ---------------------------------------------------------------- models that always think
+
+EXPERT = "<think>\n1+1=2</think><answer>2</answer>"
+BEHIND = "<|im_start|>assistant\n"          # where a response begins in the tiny models' template
+ASKED = "{% if enable_thinking is defined and enable_thinking %}<think>\n{% endif %}"
+NOT_NOW = "{% if enable_thinking is defined and not enable_thinking %}<think></think>{% endif %}"
+
+
+def ending_with(folder, end, place):
+    "A copy of a checkpoint whose chat template ends each prompt with a text."
+    shutil.copytree(folder, place)
+    file = place/"chat_template.jinja"
+    template = file.read_text()
+    assert template.count(BEHIND) == 1
+    file.write_text(template.replace(BEHIND, BEHIND + end))
+    return place
+
+
+def some(kind):
+    pictures = (Image.new("RGB", (56, 56), "red"),) if "vl" in kind else ()
+    return Problem("1 + 1 = ?", "2", pictures, expert=EXPERT)
+
+
+@pytest.fixture(params=["qwen3", "qwen3_vl"])
+def thinker(request, checkpoint, tmp_path):
+    "A policy whose template opens the thought, and a problem that it can read."
+    folder = ending_with(checkpoint(request.param), "<think>\n", tmp_path/"model")
+    return Policy.from_pretrained(folder, lora_rank=2), some(request.param)
+
+
+@pytest.mark.parametrize("end, opened", [
+    ("", ""), ("<think>", "<think>"), ("<think>\n", "<think>\n"),
+    ("<think>\n\n</think>\n\n", ""), (ASKED, ""), (NOT_NOW, "")])
+def test_the_template_is_read_as_it_is_by_default(checkpoint, tmp_path, end, opened):
+    folder = ending_with(checkpoint("qwen3"), end, tmp_path/"model")
+    assert Policy.from_pretrained(folder, lora_rank=0).opening == opened
+
+
+def test_an_expert_goes_on_where_the_prompt_ends(thinker):
+    policy, problem = thinker
+    whole = prompt_text(policy.processor, problem) + policy.decode(policy.tokens(EXPERT))
+    asked, said = whole.split(BEHIND)
+    assert said == EXPERT                               # once "<think>", and nothing is lost
+    assert policy.tokens("It is 2.") == policy.tokens(policy.tokens("It is 2."))
+
+    # the baseline of the gap, by the model alone: the tokens behind the prompt, one by one
+    ro = rollout(policy, [problem], n=2, max_new_tokens=3)
+    rest = policy.tokenizer("1+1=2</think><answer>2</answer><|im_end|>")["input_ids"]
+    inputs = policy.prompt(problem)
+    ids = torch.cat([inputs["input_ids"], torch.tensor([rest])], 1)
+    longer = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    if "mm_token_type_ids" in inputs:
+        types = inputs["mm_token_type_ids"]
+        more = types.new_zeros(1, len(rest))
+        longer["mm_token_type_ids"] = torch.cat([types, more], 1)
+    with torch.no_grad():
+        logits = policy.model(**{**inputs, **longer}).logits[0, -len(rest) - 1:-1]
+    logits[:, policy.no_chance] = -torch.inf
+    true = logits.log_softmax(-1)[range(len(rest)), rest]
+    assert torch.allclose(ro.expert_logp[0, :len(rest)], true, atol=1e-4)
+    assert int(ro.expert_mask[0].sum()) == len(rest)
+
+
+SAID = [    # a response that begins inside the thought: right?, well formed?
+    ("1+1=2</think><answer>2</answer>", True, True),
+    ("is it <answer>3</answer>? no</think><answer>2</answer>", True, False),
+    ("is it <answer>2</answer>? no</think><answer>3</answer>", False, False),
+    ("it is <answer>2</answer>, I think, or", False, False),
+    ("<think>1+1=2</think><answer>2</answer>", True, False)]
+
+
+@pytest.mark.parametrize("text, correct, formatted", SAID)
+def test_a_response_begins_inside_the_thought(thinker, monkeypatch, text, correct, formatted):
+    policy, problem = thinker
+    monkeypatch.setattr(Policy, "decode", lambda self, ids: text)
+    score, = rollout(policy, [problem], n=1, max_new_tokens=2).scores
+    assert (score.correct, score.formatted) == (correct, formatted)
+    row, = evaluate(policy, [problem], max_new_tokens=2)
+    assert (row["correct"], row["formatted"]) == ([correct], [formatted])
+    assert row["responses"] == [text]
+
+
+def test_an_experts_row_is_trained_on_without_the_tag_that_the_prompt_has(thinker):
+    policy, problem = thinker
+    other = replace(problem, expert="1+1=2</think><answer>2</answer>")
+    rows = expert_rows(policy, rollout(policy, [problem, other], n=2, max_new_tokens=2))
+    assert rows.responses[0] == rows.responses[1] == policy.tokens(other.expert)
+    assert all(score.correct and score.formatted for score in rows.scores)
+    assert torch.equal(rows.old_logp[0], rows.old_logp[1])
+
+
+def test_a_logged_response_may_begin_inside_a_thought(tmp_path):
+    from calibrl.eval.lmms import from_lmms
+    for text, correct, _ in SAID[:3]:
+        log = {"doc_id": 0, "input": "1 + 1 = ?", "target": "2", "resps": [[text]]}
+        (tmp_path/"log.jsonl").write_text(json.dumps(log) + "\n")
+        row, = from_lmms(tmp_path/"log.jsonl")
+        assert row["correct"] == [correct] and row["responses"] == [text]

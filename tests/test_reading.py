@@ -39,9 +39,10 @@ def test_a_method_is_counted_alone():
 
 def test_a_step_stays_within_five_files():
     step, behind = reading.total(reading.STEP), reading.total(reading.BEHIND)
-    assert len(reading.STEP) == 5 and reading.BEHIND.keys() - reading.STEP.keys() == {"engine"}
+    assert len(reading.STEP) == 5
+    assert reading.BEHIND.keys() - reading.STEP.keys() == {"prompts", "engine"}
     assert step <= 450, f"{step} lines: what a reader of a step must read grows"
-    assert step + behind <= 1010, f"{step + behind} lines: what stands behind a step grows"
+    assert step + behind <= 1030, f"{step + behind} lines: what stands behind a step grows"
 
 
 def said(path):

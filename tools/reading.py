@@ -25,10 +25,11 @@ STEP = {
 BEHIND = {
     "train": ["loss_share", "micro_batches", "summarize", "make_optimizer"],
     "rollout": ["stack", "join", "row_fields", "pick_rows", "widen"],
-    "policy": ["Policy.prompts", "prompt_batch", "position_ids", "Policy.packed", "packed_batch",
-               "read_prompts", "prefill", "Prefill", "draw", "drawer", "Drawn", "by_row",
-               "group_of", "groups_of", "is_response"],
-    "engine": ["encode", "plain", "collate", "padded_row", "pack", "packed_masks", "past",
+    "policy": ["Policy.prompts", "Policy.prompt", "prompt_batch", "position_ids", "Policy.packed",
+               "packed_batch", "read_prompts", "prefill", "Prefill", "draw", "drawer", "Drawn",
+               "by_row", "group_of", "groups_of", "is_response"],
+    "prompts": ["prompt_text", "chat_of", "plain"],
+    "engine": ["encode", "collate", "padded_row", "pack", "packed_masks", "past",
                "attention", "packed_attention", "rows_over_prefix", "own_tokens", "with_prompt",
                "attend", "one_token", "SharedPrompts", "head_logps", "FrozenHead", "Sweep",
                "wide_product"]}
@@ -36,8 +37,8 @@ BEHIND = {
 # What else these functions call, and why it is in neither list.
 LEFT_OUT = {
     "settings, plain containers and what reads one": [
-        "Config", "Policy", "Logps", "Samples", "Policy.decode", "Policy.trainable",
-        "Policy.tokens", "response_tokens"],
+        "Config", "Policy", "Logps", "Samples", "Wording", "Policy.decode", "Policy.opening",
+        "Policy.trainable", "Policy.tokens", "response_tokens"],
     "checks of the input": ["check_choice", "check_settings", "checked_batch", "checked_rewards"],
     "what is logged and looked at": ["loss_metrics", "gap_metrics", "clip_metrics",
                                      "samples_to_read", "response_record", "data_url"],

@@ -50,9 +50,10 @@ def grade(
     problem,          # what was asked
     texts:list,       # k answers to it
     lenient=False,    # also read a box or "the answer is" where there are no tags
+    opening="",       # what the prompt left open: a think tag, or nothing
 )->dict:              # one row of plain values
     "Return the verdicts on k answers to one problem, by its own rule."
-    scores = [judge(text, problem, lenient) for text in texts]
+    scores = [judge(opening + text, problem, lenient) for text in texts]
     answers = [score.answer for score in scores]
     tags = {key: value for key, value in problem.tags.items() if key not in OWN_KEYS}
     return {"id": problem.id, **tags, "question": problem.question, "answer": problem.answer,
@@ -80,7 +81,8 @@ def ask(
     rows = []
     for i, problem in enumerate(problems):
         mine = ids[i*k:(i+1)*k]
-        row = grade(problem, [policy.decode(tokens) for tokens in mine], lenient)
+        texts = [policy.decode(tokens) for tokens in mine]
+        row = grade(problem, texts, lenient, policy.opening)
         row["lengths"] = [len(tokens) for tokens in mine]
         row["truncated"] = [tokens[-1] not in policy.eos_ids for tokens in mine]
         rows.append(row)

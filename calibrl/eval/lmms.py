@@ -63,6 +63,14 @@ def token_counts(sample:dict, n:int)->list:
     counts = [c.get("output_tokens", 0) if isinstance(c, dict) else 0 for c in entries]
     return counts if len(counts) == n else [0]*n
 
+# %% ../../nbs/eval/lmms.ipynb #3f0a11b2
+def opening_of(texts:list)->str:     # logged responses of one model
+    "Return the think tag that their prompt opened, if one closes a thought that it never opened."
+    ends = [text.find("</think>") for text in texts]
+    inside = [end >= 0 and "<think>" not in text[:end]
+              for text, end in zip(texts, ends, strict=True)]
+    return "<think>" if any(inside) else ""
+
 # %% ../../nbs/eval/lmms.ipynb #d007924e
 def check_target(
     target:str,     # as logged
@@ -101,7 +109,7 @@ def lmms_row(
         return {"benchmark": name, "index": i, "error": str(e)}
 
     check_target(target, problem, where, f"row {i} of {name or 'the problems'}")
-    return {"benchmark": name, "index": i, **grade(problem, texts, lenient),
+    return {"benchmark": name, "index": i, **grade(problem, texts, lenient, opening_of(texts)),
             "lengths": token_counts(sample, len(texts)), "truncated": [False]*len(texts)}
 
 # %% ../../nbs/eval/lmms.ipynb #bc1bc0df

@@ -12,7 +12,7 @@ from pathlib import Path
 from calibrl.eval.answers import ask, batch_seed, read_answers
 from calibrl.eval.hashes import changes, identity, row_hash
 from calibrl.files import append_row
-from calibrl.rollout import Policy, encode
+from calibrl.rollout import Policy
 from calibrl.tasks import Problem
 
 # %% ../../nbs/eval/resume.ipynb #c0840fa9
@@ -41,7 +41,7 @@ def next_batch(
     for i in range(start, len(problems) if stop is None else stop):
         try:
             asked = problems[i]
-            longest = max(longest, encode(policy.processor, asked)["input_ids"].shape[1])
+            longest = max(longest, policy.prompt(asked)["input_ids"].shape[1])
         except ValueError as e:
             asked = str(e)
 
