@@ -39,7 +39,8 @@ LEFT_OUT = {
     "settings, plain containers and what reads one": [
         "Config", "Policy", "Logps", "Samples", "Wording", "Policy.decode", "Policy.opening",
         "Policy.trainable", "Policy.tokens", "response_tokens"],
-    "checks of the input": ["check_choice", "check_settings", "checked_batch", "checked_rewards"],
+    "checks of the input": ["one_line", "check_choice", "check_settings", "checked_batch",
+                            "checked_rewards"],
     "what is logged and looked at": ["loss_metrics", "gap_metrics", "clip_metrics",
                                      "samples_to_read", "response_record", "data_url"],
     "numbers that break": ["is_finite", "skipped_step", "propagate_nan", "diagnosis"],
