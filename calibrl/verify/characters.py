@@ -5,6 +5,7 @@
 # %% ../../nbs/verify/characters.ipynb #0f3d6abb
 from __future__ import annotations
 import re, unicodedata
+from .chinese import from_chinese
 
 # %% auto #0
 __all__ = []
@@ -44,28 +45,19 @@ LOOK_ALIKES = str.maketrans({
     "…": "...", "Ø": "∅", "ℝ": r"\mathbb{R}", "㎟": "mm^2", "㎠": "cm^2", "㎡": "m^2", "㎢": "km^2",
     "㎤": "cm^3", "㎥": "m^3"})
 
-# %% ../../nbs/verify/characters.ipynb #46cb38c4
-CHINESE_UNITS = dict(zip(
-    "毫米 厘米 分米 千米 公里 米 毫升 升 千克 公斤 克 吨 秒 分钟 小时 天 岁 元 个".split(),
-    "mm cm dm km km m mL L kg kg g t s min h day year yuan units".split(), strict=True))
-SQUARES = {"平方" + word: unit + "^2" for word, unit in CHINESE_UNITS.items() if word[-1] in "米里"}
-CUBES = {"立方" + word: CHINESE_UNITS[word] + "^3" for word in ("毫米", "厘米", "分米", "米")}
-CHINESE_UNITS.update(SQUARES | {"度": "°"} | CUBES)
-UNIT_WORDS = "|".join(sorted(CHINESE_UNITS, key=len, reverse=True))
-CHINESE_UNIT = re.compile(rf"(?<=[\d)}}π]) ?({UNIT_WORDS})(?![\u4e00-\u9fff])")
-
-def unit_word(match):
-    "Return a Chinese unit as the verifier writes it."
-    return f" {CHINESE_UNITS[match[1]]}"
-
 # %% ../../nbs/verify/characters.ipynb #defb9e03
+PRINTED = re.compile("^([A-ZＡ-Ｚ])、(?![A-ZＡ-Ｚ])")
+CHINESE = re.compile("[\u4e00-\u9fff∴]")
+
 def plain_characters(text):
     "Return a text with each sign in its one spelling; invisible ones are dropped."
     text = RAISED.sub(script("^", SUPERSCRIPTS), text)
     text = LOWERED.sub(script("_", SUBSCRIPTS), text)
+    text = PRINTED.sub(r"\1. ", text) if "、" in text else text
     text = REPEATED.sub(repeated, FRACTION.sub(fraction, text)).translate(LOOK_ALIKES)
     text = unicodedata.normalize("NFKC", text).translate(LOOK_ALIKES)
-    text = CHINESE_UNIT.sub(unit_word, text).replace(" °", "°")
+    if CHINESE.search(text):
+        text = from_chinese(text)
     return "".join(char for char in text if unicodedata.category(char) != "Cf")
 
 # %% ../../nbs/verify/characters.ipynb #c6d28bcf

@@ -11,9 +11,9 @@ from .sentence import DOUBTS, candidates, is_doubtful
 __all__ = []
 
 # %% ../../nbs/verify/letters.ipynb #45c7007c
-CHOICE_WORD = re.compile(r"(?:(?:答案)?[应故]?选[项择]?|(?:the )?(?:(?:correct|right|best|final) )*"
+CHOICE_WORD = re.compile(r"(?:the )?(?:(?:correct|right|best|final) )*"
     r"(?:options?|choices?|answers?|letters?|point|figure|picture|image|graph|diagram|statement|"
-    r"box|panel))(?: (?:is|are)\b)?\s*:?\s*", re.I)
+    r"box|panel)(?: (?:is|are)\b)?\s*:?\s*", re.I)
 ONE_LETTER = re.compile(r"[(\[❴{]{0,2}\s*([A-Za-z])\s*[)\]❵}]{0,2}\s*[.:)]?")
 
 def without_choice_word(text):

@@ -41,7 +41,7 @@ LEAD = re.compile("(?:(?:" + "|".join([ # what may open an answer
     "(?: here)?(?: is)?|ans\\.?",
     "(?:the )?(?:point|vertex|coordinates|(?:ordered )?pair|interval|set|ratio|value|number|"
     "equation)(?: (?:is|are))?",
-    ]) + r")\b\s*[,:=]*|(?:所以|因此|综上|最终|故),?|(?:答案?|解)[是为:]+|[≈=:,]"
+    ]) + r")\b\s*[,:=]*|[≈=:,]"
     r"|(?:the|an) (?=[a-z\d])|(?-i:a) (?=[a-z]{2}|\d))\s*", re.I)
 TAIL = re.compile("|".join([ # what may close one
     r",? (?:is|are) (?:the |my )?(?:(?:final|correct|right) )*"
@@ -49,7 +49,7 @@ TAIL = re.compile("|".join([ # what may close one
     r"(?<=[\d)}]) (?:is|are) (?:the|my) [A-Za-z ]{1,40}$",
     r",? (?:in total|altogether|in all|in length|in area|long|wide|tall|high|away|old|left|"
     r"remaining)$", r"(?<=[a-z]) (?:in|on|at) (?:the|his|her|their|each|every) [a-z ]{3,30}$",
-    r",? as (?:the |my )?(?:final )?answer$", "选项$"]), re.I)
+    r",? as (?:the |my )?(?:final )?answer$"]), re.I)
 
 # %% ../../nbs/verify/sentence.ipynb #653921f6
 COPULA = re.compile("|".join([ # where a sentence turns to its answer
