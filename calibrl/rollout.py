@@ -107,7 +107,7 @@ def rollout(policy:Policy,
                         experts=[p.expert for p in problems])
     texts = [policy.decode(response) for response in out.ids]
     asked = [p for p in problems for _ in range(n)]
-    scores = [score(policy.opening + text, p.answer, p.options)
+    scores = [score(policy.opening + text, *p.judged_by)
               for text, p in zip(texts, asked, strict=True)]
 
     # A gap over whole sequences needs all of the expert, so the widest of both counts
@@ -174,7 +174,7 @@ def expert_rows(policy:Policy,
                )->Rollouts:    # groups of one
     "Return the experts' own answers as rows, with the log-probabilities taken while sampling."
     texts = [continued(p.expert or "", policy.opening) for p in ro.problems]
-    scores = [score(policy.opening + text, p.answer, p.options)
+    scores = [score(policy.opening + text, *p.judged_by)
               for text, p in zip(texts, ro.problems, strict=True)]
     first = torch.arange(len(ro.problems))*ro.n
     logp, mask = ro.expert_logp[first], ro.expert_mask[first]

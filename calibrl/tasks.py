@@ -47,6 +47,12 @@ class Problem:
     options: tuple | None = None # texts of the choices, A first
     id: str | None = None # stable name of the row
     tags: dict = field(default_factory=dict, hash=False) # str -> str, for breakdowns: family, level
+    answer_is: str | None = None # "letter" or "text" of a choice, where that is known
+
+    @property
+    def judged_by(self):
+        "Return what `score` takes behind a response."
+        return self.answer, self.options, self.question, self.answer_is
 
     def __post_init__(self):
         for name in ("question", "answer"):
@@ -125,12 +131,23 @@ def verifier_stats(
     return counts(reset)
 
 # %% ../nbs/00a_tasks.ipynb #02ccfe53
+def truth_text(answer, answer_is):
+    "Return a ground truth as text; raise ValueError where it cannot be read: a fault of the data."
+    if isinstance(answer, (int, float)):
+        answer = str(answer)
+    if not isinstance(answer, str) or not answer.strip():
+        raise ValueError(f"answer must be a non-empty string, got {answer!r}")
+    if answer_is not in (None, "letter", "text"):
+        raise ValueError(f'answer_is must be "letter", "text" or None, got {answer_is!r}')
+    read_truth(answer, answer_is)
+    return answer
+
 LOG = logging.getLogger("calibrl.tasks")
 
-def judged_answer(text, answer, options):
+def judged_answer(text, answer, *known):
     "Return (correct, how) of an answer; a fault of ours is logged and pays nothing."
     try:
-        return decide(text, answer, options)
+        return decide(text, answer, *known)
     except Exception as error:
         LOG.exception("verifier fault on %.80r (truth %.80r)", text, answer)
         return False, f"rules: fault {type(error).__name__}"
@@ -140,21 +157,19 @@ def score(
     response:str, # model text, untrusted
     answer:str, # ground truth: a value, a phrase, a letter, LaTeX
     options=None, # texts of the choices, A first; a dict by letter will do
+    question:str|None=None, # where it is known, its own expression said back is no answer
+    answer_is:str|None=None, # "letter" or "text" of a choice; None: a letter, if it can be one
 )->Score: # verdict; never raises on model text
     "Return the verdict on `response` against the ground truth `answer`."
-    if isinstance(answer, (int, float)):
-        answer = str(answer)
-    if not isinstance(answer, str) or not answer.strip():
-        raise ValueError(f"answer must be a non-empty string, got {answer!r}")
+    answer = truth_text(answer, answer_is)
     options = option_texts(options)
-    read_truth(answer) # a truth that cannot be read is an error of the data
 
     # no answer is wrong, and everything else is decided
     formatted, text, why = extract(response)
     if text is None:
         correct, how = False, f"tags: {why}"
     else:
-        correct, how = judged_answer(text, answer, options)
+        correct, how = judged_answer(text, answer, options, question or "", answer_is)
     count(how.split(":")[0])
     return Score(bool(correct), formatted, None if text is None else text[:MAX_CHARS], how)
 

@@ -95,6 +95,68 @@ def test_options_as_text_is_an_error():
     with pytest.raises(ValueError, match="options must be a list"):
         score(wrap("A"), "A", "ABCD")
 
+@pytest.mark.parametrize("truth, options, answer_is, right, wrong", [
+    ("D", ["F", "D", "B", "I"], None, ["D", "(d)", "D. I", "I"], ["B", "D. D", "B. D", "A"]),
+    ("D", ["F", "D", "B", "I"], "letter", ["D", "Option D", "I"], ["B", "B. D"]),
+    ("D", ["F", "D", "B", "I"], "text", ["B", "B. D", "(B)"], ["D", "D. I", "I", "A"]),
+    ("b", ["b", "c", "a"], "letter", ["B", "c", "B. c"], ["A", "C", "a"]),
+    ("b", ["b", "c", "a"], "text", ["A", "b", "A. b"], ["B", "C", "a", "c"]),
+    ("AC", ["AC", "BC", "AB"], None, ["A", "AC", "A. AC"], ["B", "C", "A, C"]),
+    ("AC", ["AC", "BC", "AB"], "letter", ["A, C", "A and C"], ["A", "B", "A or C", "A, B"]),
+    ("b", None, "letter", ["B", "(b)", "Option B", "B. 12"], ["A", "b = 2", "A. b"]),
+    ("dca", None, "letter", ["A, C, D", "CAD", "A C D"], ["A, C", "A", "A, B, C, D"]),
+    ("C", None, "text", ["C", "The answer is C"], ["Option C: 12", "(C) 12", "C. 12", "D"]),
+    ("BDE", None, "text", ["BDE", "bde"], ["B, D, E", "EDB"]),
+])
+def test_a_loader_that_knows_says_what_the_answer_is(truth, options, answer_is, right, wrong):
+    def paid(text):
+        return score(wrap(text), truth, options, answer_is=answer_is).correct
+    assert [text for text in right if not paid(text)] == []
+    assert [text for text in wrong if paid(text)] == []
+
+
+def test_what_the_answer_is_must_be_a_letter_or_a_text():
+    with pytest.raises(ValueError, match='answer_is must be "letter", "text" or None'):
+        score(wrap("A"), "A", answer_is="word")
+
+
+ECHOES = [ # question, truth, only said back, right
+    ("What is 37*41?", "1517", ["37*41", "37 \\times 41", "The answer is 37*41.", "x = 37*41",
+        "$37*41$", "37 · 41"], ["1517", "37*41 = 1517", "37*41 is 1517", "1500+17", "41*37"]),
+    ("Compute $\\frac{3}{4}+\\frac{1}{8}$.", "7/8", [r"\frac{3}{4}+\frac{1}{8}", "3/4 + 1/8"],
+        ["7/8", "0.875", "14/16", "3/4 + 1/8 = 7/8"]),
+    ("Factor $x^2-1$.", "(x-1)(x+1)", ["x^2-1", "x^{2} - 1"], ["(x+1)(x-1)", "x^2-1 = (x-1)(x+1)"]),
+    ("Simplify $2x + 3x$.", "5x", ["2x+3x"], ["5x", "x*5"]),
+    ("Evaluate $\\int_0^1 x\\,dx$.", r"\frac{1}{2}", [r"\int_0^1 x\,dx", r"$\int_0^1 x \, dx$"],
+        ["1/2", "0.5"]),
+    ("Convert 2.5 hours to minutes.", "150 minutes", ["2.5 hours"], ["150", "150 min", "9000 s"]),
+    ("Write 45% as a decimal.", "0.45", ["45%"], ["0.45", "9/20"]),
+    ("Write 0.75 as a fraction.", r"\frac{3}{4}", ["0.75"], ["3/4", "6/8"]),
+    ("How many radians are 60°?", r"\frac{\pi}{3}", ["60°", "60 degrees"], ["π/3"]),
+    ("Simplify $\\sqrt{12}$.", r"2\sqrt{3}", [r"\sqrt{12}", "√12"], [r"2\sqrt3", "√12 = 2√3"]),
+    ("Write x > 5 as an interval.", r"(5, \infty)", ["x > 5", "x>5"], ["(5, ∞)"]),
+    ("Solve $x + y = 3$ for y.", "y = 3 - x", ["x + y = 3"], ["y = 3 - x", "3 - x", "y = -x + 3"]),
+    ("Which is larger, 3/4 or 2/3?", r"\frac{3}{4}", [], ["3/4", "0.75", "6/8"]),
+    ("A side is 5 cm. How long is the other side of the square?", "5", [], ["5", "5 cm", "5.0 cm"]),
+    ("What is the area of a 3 by 4 rectangle?", "12", [], ["3*4", "12"]),
+    ("Is 37*41 even?", "No", [], ["No"]),
+]
+
+@pytest.mark.parametrize("question, truth, back, right", ECHOES)
+def test_the_question_said_back_is_no_answer(question, truth, back, right):
+    def paid(text, **more):
+        return score(wrap(text), truth, **more).correct
+    assert [text for text in back if paid(text, question=question)] == []
+    assert [text for text in right if not paid(text, question=question)] == []
+    assert all(map(paid, back)) # where the question is not known, it is only another spelling
+
+
+def test_a_question_of_any_kind_does_no_harm():
+    for question in ("", " ", "\x00", "(" * 10**5, "37*41 " * 10**4, "$" * 999):
+        assert score(wrap("1517"), "1517", question=question).correct
+    assert score(wrap("(" * 400 + "1"), "1", question="(" * 10**5 + "1").correct is False
+
+
 def test_a_fault_of_ours_pays_nothing_and_is_logged(monkeypatch, caplog):
     monkeypatch.setattr(decide, "judge_choice", lambda *a: 1 / 0)
     with caplog.at_level(logging.ERROR):
@@ -107,6 +169,7 @@ def test_a_fault_of_ours_pays_nothing_and_is_logged(monkeypatch, caplog):
 def test_problem_normalises():
     p = Problem("q?", "1", images=None, options={"B": "b", "A": "a"}, tags={"level": 2})
     assert p.images == () and p.options == ("a", "b") and p.tags == {"level": "2"}
+    assert p.judged_by == ("1", ("a", "b"), "q?", None)
     assert Problem("q?", "1", images="one").images == ("one",)
     assert hash(Problem("q?", "1")) == hash(Problem("q?", "1"))
     assert Problem("q?", "1", options=["(A) red", "(B) blue"]).options == ("red", "blue")

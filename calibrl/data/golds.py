@@ -216,17 +216,14 @@ def number_reading(ds, fields):
         f"answer_value={column} (the choice itself); the columns are {', '.join(ds.features)}")
 
 # %% ../../nbs/data/golds.ipynb #d4a7700a
-def letter_at(place, choices):
-    "Return the letter of a place; the choice's text where choices are letters and mean another."
-    options = option_texts(choices)
-    letters = [chr(65 + i) for i in range(len(options))]
-    if not set(letters) & {option.upper() for option in options}:
-        return letters[place]
-    for gold in (letters[place], options[place]):
-        right = [letter for letter in letters if earns(letter, gold, options)]
-        if right == [letters[place]]:
-            return gold
-    raise Unusable("no answer", "choices are letters themselves, and none names this one alone")
+class Gold(NamedTuple):
+    "A gold beside choices, and what a problem says of it."
+    value: object            # as in its cell, or a letter
+    answer_is: str | None    # "letter", "text", or None where that is not known
+
+def letter_at(place):
+    "Return the letter of a place, also where choices are letters and mean another."
+    return Gold(chr(65 + place), "letter")
 
 # %% ../../nbs/data/golds.ipynb #6e2f10b9
 def gold_of(
@@ -237,21 +234,21 @@ def gold_of(
 ):
     "Return a gold as a letter where it is a choice's place, label or picture; else as it is."
     if not choices:
-        return value
+        return Gold(value, None)
     is_picture = isinstance(value, str) and value.strip().startswith("<image")
     if labels or is_picture:
         named = str(value).strip()
         names = choices if is_picture else labels
         at = [i for i, name in enumerate(names) if str(name).strip() == named]
-        return letter_at(at[0], choices) if len(at) == 1 else value
+        return letter_at(at[0]) if len(at) == 1 else Gold(value, None)
     number = whole_number(value)
     if number is None or reading not in READINGS[:2]:
-        return value
+        return Gold(value, "text" if reading == "answer_value" else None)
     start = READINGS.index(reading)
     if not start <= number < start + len(choices):
         among = f"{len(choices)} choices counted from {start}"
         raise Unusable("no answer", f"{number} is none of {among}")
-    return letter_at(number - start, choices)
+    return letter_at(number - start)
 
 def refuse_other(answer, options):
     "Raise `Unusable` for an answer that is no choice's text, nor a letter, nor several."

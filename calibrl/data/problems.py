@@ -132,7 +132,7 @@ def judge(problems, read, wishes):
     has_expert = problem.expert is not None
     if not has_expert and wishes.need_expert:
         raise Unusable("no expert")
-    right = has_expert and score(problem.expert, problem.answer, problem.options).correct
+    right = has_expert and score(problem.expert, *problem.judged_by).correct
     is_open = has_expert and "<answer>" not in problem.expert
     if has_expert and not right:
         is_dropped = wishes.wrong_expert == "drop"

@@ -114,7 +114,7 @@ def refuse_answer(problem):
         refuse_other(problem.answer, problem.options)
     response = f"<think></think><answer>{problem.answer}</answer>"
     try:
-        itself = score(response, problem.answer, problem.options)
+        itself = score(response, *problem.judged_by)
     except ValueError as error:
         raise Unusable("no answer", str(error)) from None
     if not itself.correct:
@@ -187,15 +187,15 @@ def row_question(row, at, fields):
 
 # %% ../../nbs/data/rows.ipynb #d4a78007
 def row_answer(ds, at, fields):
-    "Return answer and options of a row, the answer a letter where it is the place of a choice."
+    "Return answer and options of a row, and whether the answer is a letter, where that is known."
     choices, labels = choices_of(at.get("options"))
     reading = next((reading for reading in READINGS if reading in fields), None)
-    gold = gold_of(at["answer"], choices, labels, reading)
+    gold, answer_is = gold_of(at["answer"], choices, labels, reading)
     feature = getattr(ds, "features", {}).get(fields["answer"])
     if type(feature).__name__ == "ClassLabel" and isinstance(gold, int) and not choices:
         gold = feature.int2str(gold)
     is_worked = fields["answer"] == fields.get("expert")
-    return answer_of(gold, is_worked, choices), choices
+    return answer_of(gold, is_worked, choices), choices, answer_is
 
 def row_expert(row, at, answer):
     "Return the expert of a row, None if nothing is worked out or the authors pass over it."
@@ -243,7 +243,7 @@ def read_row(
     "Return what a row holds, or raise `Unusable`."
     at = {field: value_at(row, column) for field, column in fields.items()}
     question = row_question(row, at, fields)
-    answer, options = row_answer(ds, at, fields)
+    answer, options, answer_is = row_answer(ds, at, fields)
     expert = row_expert(row, at, answer)
     root, sizes = picture_sizes(at.get("images"), roots)
 
@@ -258,6 +258,6 @@ def read_row(
     tagged = expert and in_tags(expert)
     closed = expert and close and in_tags(tagged, answer)
     problem = FileProblem(question, answer, images, closed or tagged, options,
-                          row_id(at, where), row_tags(at, fields))
+                          row_id(at, where), row_tags(at, fields), answer_is)
     return ReadRow(problem, sizes, bool(expert) and tagged != expert,
                    bool(closed) and closed != tagged)

@@ -159,6 +159,7 @@ def mathverse(row):
     meta = row.get("metadata") or {}
     return dict(question=stem or need(row, "query_wo"), answer=plain(need(row, "answer")),
                 options=options or None, images=row.get("image"), id=row.get("sample_index"),
+                answer_is="letter" if row.get("question_type") == "multi-choice" else None,
                 tags=tags(problem_version=row.get("problem_version"),
                           question_type=row.get("question_type"), subject=meta.get("subject"),
                           subfield=meta.get("subfield"), problem_index=row.get("problem_index")))
@@ -190,6 +191,7 @@ def mmmu(row):
     subject = row.get("subject") or re.sub(r"^\w+?_(.+)_\d+$", r"\1", str(row.get("id") or ""))
     return dict(question=question, answer=answer if options or is_open else answer.upper(),
                 options=options or None, images=images, id=row.get("id"),
+                answer_is="letter" if options else None,
                 tags=tags(rule="mmmu", question_type=row.get("question_type"), subject=subject,
                           level=row.get("topic_difficulty")))
 
@@ -209,6 +211,7 @@ def wemath(row):
         question = f"{question}\n{row['option']}"
     return dict(question=question, answer=plain(need(row, "answer")), options=options or None,
                 images=row.get("image_path"), id=f"{row.get('ID')}-{row.get('key')}",
+                answer_is="letter",
                 tags=tags(group=row.get("ID"), key=row.get("key"),
                           concept=row.get("knowledge concept")))
 

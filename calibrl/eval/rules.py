@@ -53,9 +53,9 @@ def rule(
     return register
 
 # %% ../../nbs/eval/rules.ipynb #28149be3
-def verified(text, answer, options=None)->bool:
+def verified(text, *judged_by)->bool:
     "Return whether the verifier takes a text for the answer."
-    return score(f"<answer>{text}</answer>", answer, options).correct
+    return score(f"<answer>{text}</answer>", *judged_by).correct
 
 @rule("calibrl.tasks.score; letter or text of a choice as in lmms-eval, "
       "lmms_eval/tasks/_task_utils/mmmu_mcq_utils.py",
@@ -63,7 +63,7 @@ def verified(text, answer, options=None)->bool:
       "finds none; here only the answer counts, and no answer is wrong")
 def verifier(text, problem):
     "Return whether an answer is right: a value, or the letter or text of a choice."
-    return verified(text, problem.answer, problem.options)
+    return verified(text, *problem.judged_by)
 
 @rule("EasyR1, examples/reward_function/r1v.py: the value, by a verifier, whatever the choices are")
 def value(text, problem):
@@ -200,7 +200,7 @@ def text_list(
 def mmmu(text, problem):
     "Return whether a letter is right, or an open answer is one of several truths or holds one."
     if problem.options:
-        return verified(text, problem.answer, problem.options)
+        return verified(text, *problem.judged_by)
     for truth in text_list(problem.answer):
         given, wanted = number(text), number(truth)
         if equal_at_two_decimals(given, wanted):
@@ -305,6 +305,6 @@ def judge(
 
     # the verifier says how it decided, a rule only what
     if name == "verifier":
-        verdict = score(f"<answer>{text}</answer>", problem.answer, problem.options)
+        verdict = score(f"<answer>{text}</answer>", *problem.judged_by)
         return Score(verdict.correct, formatted, verdict.answer, verdict.how)
     return Score(bool(RULES[name](text, problem)), formatted, text[:1500], f"rule: {name}")

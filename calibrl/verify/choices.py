@@ -68,43 +68,48 @@ def pick(
     options, # texts of the choices
 )->str|None: # the letter it names
     "Return the choice named by a letter, a letter with its text, or a text."
-    text = without_choice_word(text)
-    letter = letter_alone(text, options) or letter_before_text(text, options)
+    bare = without_choice_word(text)
+    letter = letter_alone(bare, options) or letter_before_text(bare, options)
     if letter:
         return letter
-    text = OPTION_LAST.sub(r"(\1)", text)
+    bare = OPTION_LAST.sub(r"(\1)", bare)
 
     # a letter behind must be that of the text before it
-    found = TEXT_LETTER.fullmatch(text)
+    found = TEXT_LETTER.fullmatch(bare)
     if found and index_of(found[2]) < len(options):
         letter = found[2].upper()
         return letter if which(peel(found[1]), options) == index_of(letter) else None
-    index = which(text, options)
+    whole = which(text, options)
+    index = which(bare, options) if whole is None and bare != text else whole
     return None if index is None else letter_at(index)
 
 # %% ../../nbs/verify/choices.ipynb #d3f22303
-def key_of(truth, options):
+def key_of(truth, options, answer_is=None):
     "Return the letter that a truth means; None for a free answer."
-    alone = ONE_LETTER.fullmatch(truth)
+    alone = ONE_LETTER.fullmatch(truth) if answer_is != "text" else None
     # the letter first, also where the choices are letters
-    if names_option(alone, options) and (alone[1].isupper() or truth not in options):
+    is_letter = alone and (answer_is or alone[1].isupper() or truth not in options)
+    if is_letter and names_option(alone, options):
         return alone[1].upper()
     index = which(truth, options)
-    if index is not None:
-        return letter_at(index)
+    if index is not None or answer_is == "text":
+        return None if index is None else letter_at(index)
     if alone and alone[1].isupper():
         return alone[1]
     letter, _ = split_letter(truth)
     return letter.upper() if letter and index_of(letter) < len(options) else None
 
 # %% ../../nbs/verify/choices.ipynb #13df3fe2
-def several_letters(truth, options):
+def several_letters(truth, options, answer_is=None):
     "Return the letters of a truth that names several choices, else None."
+    if answer_is == "text":
+        return None
+    truth = truth.upper() if answer_is else truth
     listed = listed_letters(truth)
     if listed:
         return listed
     is_run = LETTER_RUN.fullmatch(truth) and len(set(truth)) == len(truth)
-    if not is_run or truth in options:
+    if not is_run or truth in options and not answer_is:
         return None
     return sorted(truth) if index_of(max(truth)) < len(options) else None
 
@@ -129,14 +134,14 @@ def picks_letters(letters, response, options):
             return True
     return False
 
-def judge_choice(truth, response, options):
+def judge_choice(truth, response, options, answer_is=None):
     "Return (correct, how) for a multiple-choice question."
-    letters = several_letters(truth, options)
+    letters = several_letters(truth, options, answer_is)
     if letters:
         return picks_letters(letters, response, options), "rules: letters"
-    key = key_of(truth, options)
+    key = key_of(truth, options, answer_is)
     if key is None:
-        return judge_free(truth, response)
+        return judge_free(truth, response, answer_is)
     if says_own_text(key, response, options):
         return True, "rules: choice"
 

@@ -6,11 +6,12 @@
 from __future__ import annotations
 from .choices import judge_choice
 from .clean import MAX_CHARS, clean
+from .echo import is_echo
 from .free import judge_free
 from .judge import judge_text
 from .lines import answer_lines
 from .sandbox import ask_judge, warm_up
-from .truth import MAX_TRUTH
+from .truth import MAX_TRUTH, read_truth
 
 # %% auto #0
 __all__ = []
@@ -24,10 +25,14 @@ def by_judge(answer, text):
     return ask_judge(*shown)
 
 # %% ../../nbs/verify/decide.ipynb #ee368658
+COMPUTED = ("form", "latex") # kinds of truths that other spellings mean, too
+
 def decide(
     text:str, # between the answer tags, untrusted
     answer:str, # ground truth as given
     options:list, # texts of the choices, A first; empty for a free answer
+    question:str="", # as it was asked, where that is known
+    answer_is:str|None=None, # "letter" or "text", where that is known
 )->tuple: # (correct, how)
     "Return the verdict on an answer and the tier and rule that decided."
     # where LaTeX is about, a worker is ready before it is needed
@@ -42,7 +47,16 @@ def decide(
 
     # the rules say how they decided, or nothing
     if options:
-        correct, how = judge_choice(truth, response, options)
+        correct, how = judge_choice(truth, response, options, answer_is)
     else:
-        correct, how = judge_free(truth, response)
-    return (correct, how) if how else by_judge(answer, text)
+        correct, how = judge_free(truth, response, answer_is)
+    if not how:
+        correct, how = by_judge(answer, text)
+    if not correct or not question or options:
+        return correct, how
+
+    # right, but is it more than the question?
+    read = read_truth(answer, answer_is)
+    if read.kind in COMPUTED and is_echo(read, response, question):
+        return False, "rules: the question said back"
+    return correct, how

@@ -167,9 +167,9 @@ def without_choice_letter(text):
         return None
     return said if is_choice_text(said) else None
 
-def judge_plain(answer, response):
+def judge_plain(answer, response, answer_is=None):
     "Return (correct, how) of a response to a truth, whatever choices there may be."
-    truth = read_truth(answer)
+    truth = read_truth(answer, answer_is)
     if response in (answer, truth.text):
         return True, "rules: same text"
     if truth.kind == "choice":
@@ -179,10 +179,11 @@ def judge_plain(answer, response):
 def judge_free(
     answer:str, # cleaned truth
     response:str, # cleaned response
+    answer_is:str|None=None, # "letter" or "text", where that is known
 )->tuple: # (correct, how)
     "Return the verdict on a free answer."
-    verdict = judge_plain(answer, response)
-    truth = read_truth(answer)
+    verdict = judge_plain(answer, response, answer_is)
+    truth = read_truth(answer, answer_is)
     is_lettered = truth.kind in ("letter", "letters", "choice")
     if verdict[0] or is_lettered or not PRINTED.search(response):
         return verdict

@@ -9,8 +9,8 @@ from typing import NamedTuple
 from .clean import clean
 from .clocks import truth_clock
 from .labels import labelled
-from .letters import (AS_PRINTED, PRINTED_AGAIN, is_run_in_order, listed_letters,
-    split_letter, without_choice_word)
+from .letters import (AS_PRINTED, PRINTED_AGAIN, is_run_in_order, letters_of,
+    listed_letters, split_letter, without_choice_word)
 from .numbers import MATHS_ERRORS
 from .parse import read_form
 from .sentence import NAMED, VERB, candidates
@@ -134,13 +134,24 @@ def of_words(text):
         return Truth(text, "words")
     return None
 
+def told_letters(text):
+    "Return a truth of letters that is known to be one: `b`, too, and a run in any order."
+    letters = letters_of(text.upper())
+    return Truth(", ".join(letters), "letters") if letters else of_letters(text.upper())
+
 @functools.lru_cache(8192)
 def read_truth(
     answer:str, # ground truth as given
+    answer_is:str|None=None, # "letter" or "text", where that is known
 )->Truth: # raises ValueError if nothing can be read
     "Return what kind of thing a ground truth is."
     text = clean(answer, MAX_TRUTH)
     if not text:
         raise ValueError(f"ground truth has no readable text: {answer!r}")
+    if answer_is == "text":
+        alone = Truth(text, "words") if is_letter(text) else None
+        return alone or of_words(text) or by_grammar(text)
+
     # what looks like mathematics and is not comes first
-    return of_letters(text) or of_words(text) or by_grammar(text)
+    told = told_letters(text) if answer_is == "letter" else None
+    return told or of_letters(text) or of_words(text) or by_grammar(text)
