@@ -9,7 +9,7 @@ INPUTS := settings.ini setup.py pyproject.toml constraints.txt
 CHECK  := COVERAGE_FILE=$(CURDIR)/.coverage OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false MPLBACKEND=agg HF_HUB_OFFLINE=1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test install dev sync check-sync book docs browser checkpoint wheel wheel-test clean
+.PHONY: help demo test test-families install dev sync check-sync book docs browser checkpoint wheel wheel-test clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/  make \1|\2/p' Makefile | awk -F'|' '{ printf "%-20s %s\n", $$1, $$2 }'
@@ -25,6 +25,9 @@ test: $(VENV)/.dev ## every check: lint, notebooks against modules, notebook tes
 	$(CHECK) $(BIN)/coverage run -m pytest -n 2 -m "not browser" $(ARGS)
 	$(BIN)/coverage combine --quiet
 	$(BIN)/coverage report --skip-covered --fail-under=90
+
+test-families: $(VENV)/.dev ## a table over all tiny families; some: make test-families ARGS="llama gemma3"
+	$(CHECK) $(BIN)/python tests/family_table.py $(ARGS)
 
 install: $(VENV)/.run ## install calibrl into .venv, to run it
 dev: $(VENV)/.dev ## install what working on calibrl needs

@@ -6,33 +6,23 @@
 __all__ = ['export']
 
 # %% ../nbs/01c_base.ipynb #98a016c0
-import hashlib, json, warnings
+import hashlib, json, re, warnings
 from pathlib import Path
 
 import torch
 
-from .engine import register_attention
 from .files import replace_folder, write_atomic
 from .prompts import one_line
 
 # %% ../nbs/01c_base.ipynb #175a7150
-# Model types whose packed rows are tested
-MODELS = ("qwen2_5_vl", "qwen2_vl", "qwen3_vl", "internvl", "qwen2", "qwen3")
-
-# %% ../nbs/01c_base.ipynb #681699b0
-def check_served(config):    # of a model
-    "Raise unless packed rows are right for a model of this configuration."
-    if config.model_type not in MODELS:
-        raise ValueError(f"model type {config.model_type!r} is not served; "
-                         f"known are {', '.join(MODELS)}")
-    layers = getattr(config.get_text_config(), "layer_types", None) or ()
-    if "sliding_attention" in layers:
-        raise ValueError("models with sliding-window attention are not served: "
-                         "packed rows would ignore the window")
+# Model types that tests cover; others are tried at load, as these are
+MODELS = ("qwen2_5_vl", "qwen2_vl", "qwen3_vl", "qwen3_5", "internvl", "smolvlm", "gemma3",
+          "llava_onevision", "mllama", "lfm2_vl", "qwen2", "qwen3", "llama", "mistral", "granite",
+          "phi3", "gemma2", "gpt_oss")
 
 # %% ../nbs/01c_base.ipynb #e99c67f0
 def model_config(name_or_path):    # local folder or hub id
-    "Return the configuration of a model that is served; no weights are read."
+    "Return the configuration of a model; no weights are read."
     from transformers import AutoConfig
     file = Path(name_or_path)/"config.json"
     try:
@@ -43,7 +33,6 @@ def model_config(name_or_path):    # local folder or hub id
                              f"{one_line(e)}") from None
         raise FileNotFoundError(f"no model at {str(name_or_path)!r}: give a save_pretrained folder "
                                 f"or a hub id ({one_line(e)})") from None
-    check_served(config)
     return config
 
 # %% ../nbs/01c_base.ipynb #c7916766
@@ -125,7 +114,7 @@ def checked_weights(name_or_path, config, **options):    # options of `from_pret
 
 # %% ../nbs/01c_base.ipynb #b597fb1f
 # Modules that are not quantised
-FULL_PRECISION = r".*(?:visual|vision_tower|vision_model|projector|lm_head)"
+FULL_PRECISION = r".*(?:visual|vision_tower|vision_model|projector|connector|lm_head)"
 
 def quantization(bits,     # None, 8 or 4 (NF4, double quantisation)
                  dtype):   # what a layer is unpacked to when it computes
@@ -175,7 +164,7 @@ def load_base(name_or_path,       # local folder or hub id
     config = model_config(name_or_path)
     processor = model_processor(name_or_path, config)
     model = checked_weights(name_or_path, config, dtype=dtype, device_map={"": device},
-                            quantization_config=quant, attn_implementation=register_attention())
+                            quantization_config=quant)
     keep_gradients(model)
     return model.requires_grad_(False).eval(), processor
 
@@ -235,9 +224,11 @@ def load_adapter(model, folder):    # frozen base, Path
     return peft_model
 
 # %% ../nbs/01c_base.ipynb #bb24cbed
-# Modules that get an adapter
-LORA_TARGETS = (r"^(?!.*(?:visual|vision|projector|lm_head)).*"
-                r"\.(?:q|k|v|o|gate|up|down)_proj$")
+# Modules that get an adapter: the matrices of attention, of feed-forward layers, of layers with a
+# state. The last one of a Mamba is not for peft: its kernels read the frozen matrix alone
+LORA_TARGETS = (r"^(?!.*(?:visual|vision|projector|connector|lm_head)).*"
+                r"(?:\.(?:q|k|v|o|qkv|gate|up|down|gate_up|in)_proj|\.in_proj_\w+|\.w[123]"
+                r"|\.(?:in|out)put_linear|(?<!\.mamba)(?<!\.mixer)\.out_proj)$")
 
 # %% ../nbs/01c_base.ipynb #34fc01f9
 # And with train_vision these, too
@@ -268,6 +259,34 @@ def add_adapter(model,                # frozen base
         config = LoraConfig(r=lora_rank, lora_alpha=2*lora_rank, lora_dropout=0.,
                             target_modules=targets, task_type="CAUSAL_LM")
         return get_peft_model(model, config).eval()
+
+# %% ../nbs/01c_base.ipynb #3da81a05
+def is_frozen_matrix(module)->bool:
+    "Return whether a module holds a matrix of its own, or several in one block as experts do."
+    if "lora_" in type(module).__module__ or hasattr(module, "base_layer"):
+        return False
+    shapes = [weight.ndim for weight in module.parameters(recurse=False)]
+    return isinstance(module, torch.nn.Linear) or 3 in shapes and not is_convolution(module)
+
+def is_convolution(module)->bool:
+    "Return whether a module is a convolution, whose kernel is no matrix."
+    return isinstance(module, torch.nn.modules.conv._ConvNd)
+
+def adapted(model)->tuple:    # peft or transformers model -> int, list
+    "Return how many matrices an adapter stands beside, and kinds that it leaves out."
+    count = sum(hasattr(module, "lora_A") for module in model.modules())
+    left = {}
+    for name, module in base_of(model).get_decoder().named_modules():
+        if is_frozen_matrix(module) and ".lora_" not in name and "base_layer" not in name:
+            left[re.sub(r"\d+", "*", name)] = True
+    return count, [kind for kind in left if "lm_head" not in kind]
+
+def adapter_line(model)->str:
+    "Return one line on what an adapter reaches."
+    count, left = adapted(model)
+    if not count:
+        return "no adapter"
+    return f"{count} matrices adapted" + (f", none of {', '.join(left)}" if left else "")
 
 # %% ../nbs/01c_base.ipynb #14db9b38
 def recomputes(asked,       # True, False, or None for the default

@@ -68,6 +68,9 @@ def train(
     sample_prompts:int=None,
     # recompute activations in the backward pass: less memory, more time (default: on a GPU)
     gradient_checkpointing:bool=None,
+    # packed (prompts run once a group), plain (once a response), or auto: packed where a check at
+    # load finds it equal to the model's own forward pass (default: auto)
+    rows:str=None,
     save_every:int=None,     # steps between checkpoints (default: 10)
     # how groups are run: "shared", each prompt and image once for all its responses,
     # is the one way
@@ -119,6 +122,8 @@ def evaluate(
     # tokens in flight, prompts and answers: the size of a batch
     # (default: 16384 for the embedded sets, 65536 for others)
     tokens:int=None,
+    # packed (prompts run once a group), plain (once an answer), or auto: whichever is right
+    rows:str="auto",
     lenient:bool=False,      # read boxes and "the answer is" where a model writes no answer tags
     # folder of another evaluation to compare with, problem by problem
     against:str=None,

@@ -59,7 +59,9 @@ def check_config(cfg):
             check_kind(field.name, kind, value)
 
     # options that have names to choose from
-    for name, choices in dict(method=OBJECTIVES, gap=GAPS, reduce=(None, *REDUCTIONS)).items():
+    named = dict(method=OBJECTIVES, gap=GAPS, reduce=(None, *REDUCTIONS),
+                 rows=("auto", "packed", "plain"))
+    for name, choices in named.items():
         value = getattr(cfg, name)
         if value not in choices:
             known = ", ".join(filter(None, choices))
@@ -113,6 +115,8 @@ class Config:
     micro_tokens: int = 2048
     # recompute activations in the backward pass; None: as the policy was loaded, on a GPU yes
     gradient_checkpointing: bool | None = None
+    # "packed": prompts once a group; "plain": once a response; "auto": packed where that is right
+    rows: str = "auto"
 
     # the update
     lr: float = 5e-4              # ours, for a small adapter [C: 1e-6 for all of 7B], constant

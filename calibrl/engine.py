@@ -32,11 +32,17 @@ def encode(processor,             # `AutoProcessor` of the model (a tokenizer wh
     except Exception as e:    # a processor comes with its model, and fails in its own ways
         raise ValueError(f"problem {problem.id!r}: the model's processor makes no prompt of it"
                          f" ({one_line(e)})") from None
+
+    # Some processors add what a loss would be taken of
+    inputs.pop("labels", None)
     return {key: value for key, value in inputs.items() if isinstance(value, torch.Tensor)}
 
 # %% ../nbs/01a_engine.ipynb #73f4e518
 # Inputs with one value a token; all others, such as pixels, go to the model without padding
 PER_TOKEN = ("input_ids", "attention_mask", "mm_token_type_ids", "token_type_ids")
+
+# What a model may call the tokens that it looks back on
+WINDOWS = ("sliding_window", "attention_chunk_size")
 
 def padded_row(key:str,          # one of `PER_TOKEN`
                prompt:list,      # its values on the tokens of the prompt
@@ -69,6 +75,9 @@ def collate(prompts:list,      # one `encode` dict a row
             rows = [padded_row(key, prompt[key][0].tolist(), response, pad_id, P, T)
                     for prompt, response in zip(prompts, responses, strict=True)]
             batch[key] = torch.tensor(rows)
+        elif key == "cross_attention_mask":    # (1, tokens, images, tiles)
+            batch[key] = torch.cat([F.pad(prompt[key], (0, 0, 0, 0, P - prompt[key].shape[1], T))
+                                    for prompt in prompts])
         else:
             batch[key] = torch.cat([prompt[key] for prompt in prompts if key in prompt])
     return batch
@@ -186,10 +195,34 @@ def head_logps(hidden,            # (N, d) last hidden states, one for each toke
     tile = tile or max(64, 2**20 // max(1, len(hidden)))
     return FrozenHead.apply(hidden, weight, targets, banned, temperature, tile)
 
+# %% ../nbs/01a_engine.ipynb #328fb86b
+def chunk_logps(logits, targets, banned, temperature)->tuple:
+    "Return what `logit_logps` says, for a few rows."
+    wide = torch.promote_types(logits.dtype, torch.float32)
+    every = (logits.to(wide)/temperature).masked_fill(banned, NO_CHANCE).log_softmax(-1)
+    logp = every.gather(1, targets[:, None])[:, 0]
+    return logp, torch.special.entr(every.detach().exp()).sum(-1)
+
+def logit_logps(logits,         # (N, V) in the precision of the model
+                targets,        # (N,) the tokens that were written
+                banned,         # (V,) True on tokens that have no probability
+                temperature,    # of sampling
+                rows=64,        # looked at at once
+               )->tuple:        # log-probabilities (N,) with gradient, entropies (N,) without
+    "Return log-probabilities and entropies in nats from the logits of the whole vocabulary."
+    parts = []
+    for part, written in zip(logits.split(rows), targets.split(rows), strict=True):
+        given = (part, written, banned, temperature)
+        parts.append(checkpoint(chunk_logps, *given, use_reentrant=False,
+                                preserve_rng_state=False))
+    logp, entropy = zip(*parts, strict=True)
+    return torch.cat(logp), torch.cat(entropy)
+
 # %% ../nbs/01a_engine.ipynb #9c20b31e
 def attend(query, key, value,    # (B, heads, T, width); key heads may be fewer than heads
            mask,                 # True where a token may look; None: causal
            scale,                # of the scores
+           sinks=None,           # (heads,) a score that takes its share and gives nothing
           )->torch.Tensor:       # (B, heads, T, width)
     "Return the attention of B sequences."
     # Under a mask only the CPU's kernel shares key heads
@@ -198,8 +231,17 @@ def attend(query, key, value,    # (B, heads, T, width); key heads may be fewer 
     if groups > 1 and not cpu:
         key = key.repeat_interleave(groups, 1)
         value = value.repeat_interleave(groups, 1)
+    if sinks is not None:
+        key, value, mask = with_sink(key, value, mask, sinks)
     return F.scaled_dot_product_attention(query, key, value, attn_mask=mask, is_causal=mask is None,
                                           scale=scale, enable_gqa=groups > 1 and cpu)
+
+def with_sink(key, value, mask, sinks)->tuple:
+    "Return keys, values and mask with one more token, all zeros, whose score is the sink's."
+    bias = torch.zeros_like(mask, dtype=key.dtype).masked_fill(~mask, -torch.inf)
+    bias = bias.expand(-1, len(sinks), -1, -1)
+    score = sinks.to(key.dtype).view(1, -1, 1, 1).expand(len(bias), -1, bias.shape[2], 1)
+    return F.pad(key, (0, 0, 0, 1)), F.pad(value, (0, 0, 0, 1)), torch.cat([bias, score], -1)
 
 # %% ../nbs/01a_engine.ipynb #08cb24b8
 def own_tokens(x,       # (B, heads, P + R*T, width)
@@ -217,26 +259,30 @@ def with_prompt(x, P, R)->torch.Tensor:    # (B*R, heads, P + T, width)
 def rows_over_prefix(query, key, value,    # (B, heads, P + R*T, width)
                      mask,                 # (B*R, 1, T, P + T) what each response token may see
                      P, R,                 # tokens of a prompt, responses behind it
-                     scale,
+                     scale, sinks=None,
                     )->torch.Tensor:       # (B, heads, R*T, width)
     "Return the attention of each response over [prompt | itself]."
     out = attend(own_tokens(query, P, R), with_prompt(key, P, R), with_prompt(value, P, R),
-                 mask, scale)
+                 mask, scale, sinks)
     return out.unflatten(0, (len(query), R)).transpose(1, 2).flatten(2, 3)
 
 def packed_attention(query, key, value,    # (B, heads, P + R*T, width)
-                     prompt_mask,          # (B, 1, P, P)
+                     mask,                 # (B, 1, P, P) of prompts; without `own_mask` of
+                                           # [prompt | any response], (B, 1, P + T, P + T)
                      own_mask,             # (B*R, 1, T, P + T)
-                     prefix,               # P, R, and whether any prompt is padded
-                     scale,
+                     prefix,               # P, R, and whether prompts are not simply causal
+                     scale, sinks=None,
                     )->torch.Tensor:       # (B, P + R*T, heads, width)
-    "Return attention over packed rows: causal over the prompt, then each response's own."
+    "Return attention over packed rows: over the prompt, then each response's own."
     P, R, padded = prefix
+    if own_mask is None:
+        own_mask = mask[:, :, P:].repeat_interleave(R, 0)
+        mask = mask[:, :, :P, :P]
     prompt = attend(query[:, :, :P], key[:, :, :P], value[:, :, :P],
-                    prompt_mask if padded else None, scale)
+                    mask if padded or sinks is not None else None, scale, sinks)
 
     # In training the R copies of the prompt's keys are made again in the backward pass
-    given = (query, key, value, own_mask, P, R, scale)
+    given = (query, key, value, own_mask, P, R, scale, sinks)
     if torch.is_grad_enabled():
         own = checkpoint(rows_over_prefix, *given, use_reentrant=False, preserve_rng_state=False)
     else:
@@ -281,8 +327,13 @@ class SharedPrompts(NamedTuple):
     slots: torch.Tensor    # (rows,) which of the B*n places each row has
     n: int                 # responses a prompt
 
+def is_packed(module)->bool:    # an attention layer
+    "Return whether a layer looks along the row: not across at a picture, nor in a vision tower."
+    return getattr(module, "is_causal", False) or (hasattr(module, "is_causal")
+                                                   and hasattr(module, "layer_idx"))
+
 def attention(module, query, key, value,    # the layer and its (B, heads, P + R*T, width)
-              attention_mask,               # packed (B, 1, P, P), else as transformers makes it
+              attention_mask,               # see `packed_attention`, else as transformers makes it
               prefix=None,                  # a packed row's P, R, whether padded; None: ordinary
               own_mask=None,                # (B*R, 1, T, P + T) what each response token may see
               shared=None,                  # while sampling: `SharedPrompts`
@@ -293,10 +344,10 @@ def attention(module, query, key, value,    # the layer and its (B, heads, P + R
         prompt = shared.layers[module.layer_idx]
         return one_token(query, key, value, attention_mask, prompt, shared.slots, shared.n,
                          kw["scaling"]), None
-    if prefix is None or not module.is_causal:
+    if prefix is None or not is_packed(module):
         return sdpa_attention_forward(module, query, key, value, attention_mask, **kw)
     return packed_attention(query, key, value, attention_mask, own_mask, prefix,
-                            kw.get("scaling")), None
+                            kw.get("scaling"), kw.get("s_aux")), None
 
 # %% ../nbs/01a_engine.ipynb #e7142ebc
 def register_attention()->str:
@@ -306,6 +357,22 @@ def register_attention()->str:
     AttentionInterface.register("calibrl", attention)
     ALL_MASK_ATTENTION_FUNCTIONS.register("calibrl", sdpa_mask)
     return "calibrl"
+
+# %% ../nbs/01a_engine.ipynb #aed50c79
+def own_attention(decoder)->str:    # the language model
+    "Return the name of the attention that transformers gave a language model."
+    register_attention()
+    name = decoder.config._attn_implementation
+    if name != "calibrl":
+        decoder.own_attention = name
+    usual = "sdpa" if getattr(decoder, "_supports_sdpa", True) else "eager"
+    return getattr(decoder, "own_attention", usual)
+
+def attend_by(decoder,     # the language model
+              name:str,    # of an attention function in transformers' register
+             ):
+    "Let a language model attend by a function from now on."
+    decoder.config._attn_implementation = name
 
 # %% ../nbs/01a_engine.ipynb #197cc053
 def past(n, device)->torch.Tensor:    # (n, n)
@@ -327,6 +394,22 @@ def packed_masks(seen,     # (B, P) attention mask of the left-padded prompts
     own_mask = torch.cat([prompt_part, own_part], -1)
     return prompt_mask[:, None], own_mask.flatten(0, 1)[:, None]
 
+# %% ../nbs/01a_engine.ipynb #30908ff3
+def laid_out(groups:list,    # per problem a list of responses (lists of token ids)
+             fill,           # token id for padding
+             T=0,            # tokens of a response with its padding, if more than the longest has
+            )->tuple:        # ids and mask (B, R, T), True on real tokens
+    "Return responses as one table, padded on the right; smaller groups have empty places."
+    R = max(len(group) for group in groups)
+    T = max(T, *(len(response) for group in groups for response in group))
+    ids = torch.full((len(groups), R, T), fill)
+    mask = torch.zeros(len(groups), R, T, dtype=torch.bool)
+    for b, group in enumerate(groups):
+        for i, response in enumerate(group):
+            ids[b, i, :len(response)] = torch.as_tensor(response)
+            mask[b, i, :len(response)] = True
+    return ids, mask
+
 # %% ../nbs/01a_engine.ipynb #d29d7ca2
 def pack(groups:list,      # per problem a list of responses (lists of token ids)
          seen,             # (B, P) attention mask of the left-padded prompts
@@ -346,14 +429,6 @@ def pack(groups:list,      # per problem a list of responses (lists of token ids
     >>> packed["own_mask"].shape
     torch.Size([2, 1, 3, 5])
     """
-    B = len(seen)
-    R = max(len(group) for group in groups)
-    T = max(T, *(len(response) for group in groups for response in group))
-    ids = torch.full((B, R, T), fill)
-    mask = torch.zeros(B, R, T, dtype=torch.bool)
-    for b, group in enumerate(groups):
-        for i, response in enumerate(group):
-            ids[b, i, :len(response)] = torch.as_tensor(response)
-            mask[b, i, :len(response)] = True
-    prompt_mask, own_mask = packed_masks(seen, R, T)
+    ids, mask = laid_out(groups, fill, T)
+    prompt_mask, own_mask = packed_masks(seen, *mask.shape[1:])
     return {"ids": ids.flatten(1), "mask": mask, "prompt_mask": prompt_mask, "own_mask": own_mask}

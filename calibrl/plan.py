@@ -652,9 +652,13 @@ def plan(  # noqa: PLR0913
          micro_tokens:int=None,
          # recompute activations in the backward pass (default: as in training, on a GPU)
          gradient_checkpointing:bool=None,
+         # plain: each response has a prompt of its own; packed (and auto): each group
+         rows:str="auto",
         )->dict:                  # the numbers, as `estimate` makes them
     """What a QLoRA step needs: memory by part, tokens, operations, and the largest micro-batch \
 that fits."""
+    if rows not in ("auto", "packed", "plain"):
+        raise ValueError(f"rows must be auto, packed or plain, not {rows!r}")
     if bits not in (4, 8, 16, None):
         raise ValueError(f"bits must be 4, 8 or 16, not {bits!r}")
     check_sizes(lora_rank=lora_rank, prompts=prompts, responses=responses,
@@ -663,6 +667,10 @@ that fits."""
     config = model_config(model) if isinstance(model, (str, os.PathLike)) else model
     image_tokens = image_share(config, prompt_tokens, image_tokens)
     gpu_bytes(gpu)      # refuses what is no memory, before anything is traced
+
+    # A row of its own is a group of one
+    if rows == "plain":
+        prompts, responses = prompts*responses, 1
 
     # As in training: one function settles recomputation for both
     asked = Plan(config=config, gpu=gpu, bits=None if bits == 16 else bits, lora_rank=lora_rank,

@@ -9,16 +9,20 @@ __all__ = ['Logps', 'Samples', 'Policy']
 from dataclasses import dataclass
 from functools import cached_property, partial
 from inspect import signature
-from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 
 from .base import (
-    add_adapter, base_of, check_served, load_base, recompute_activations, recomputes, save_adapter)
+    MODELS, adapter_line, add_adapter, base_of, load_base, recompute_activations, recomputes,
+    save_adapter)
+from .draws import by_row, drawer, pick, write
 from .engine import (
-    PER_TOKEN, SharedPrompts, collate, encode, head_logps, pack, register_attention, wide_product)
+    SharedPrompts, attend_by, collate, encode, own_attention, pack, wide_product)
+from .masks import is_plainly_causal, model_masks, pictures_seen, token_types
+from .plain_rows import plain_logps, plain_samples, token_scores
 from .prompts import USUAL, continued, limit_pixels, opening, pixels_of, wording
+from .selfcheck import settle
+from .states import Layout, prepare_states
 
 # %% ../nbs/01b_policy.ipynb #926fe9f1
 def end_ids(model, tokenizer)->list:
@@ -70,15 +74,18 @@ class Policy:
     It samples responses and gives their log-probabilities."""
     def __init__(self,
                  model,         # transformers or peft model
-                 processor):    # its processor (a tokenizer for text-only models)
+                 processor,     # its processor (a tokenizer for text-only models)
+                 rows="auto"):  # "packed": prompts once a group; "plain": once a response
         base = base_of(model)
-        check_served(base.config)
-        if base.config._attn_implementation != register_attention():
-            base.set_attn_implementation("calibrl")         # loaded by somebody else
         self.model = model
+        self.base = base                                    # the model under the adapter
         self.processor = processor
         self.device = model.device
         self.core = base.model                              # everything but the head
+        self.decoder = base.get_decoder()                   # the language model
+        self.own_attention = own_attention(self.decoder)
+        self.causal = is_plainly_causal(base)               # each token sees all before it
+        prepare_states(self.decoder)
         self.head = base.get_output_embeddings().weight
         self.tokenizer = getattr(processor, "tokenizer", processor)
         self.eos_ids = end_ids(model, self.tokenizer)
@@ -94,6 +101,9 @@ class Policy:
         self.words = USUAL         # around each problem
         self.pixels = None         # limits of a picture, where they were set
 
+        # How rows are run, and what is known of the head: found out by trying
+        settle(self, rows, MODELS)
+
     @classmethod
     def from_pretrained(cls,             # noqa: PLR0913
                         name_or_path,    # local folder or hub id
@@ -105,10 +115,12 @@ class Policy:
                         gradient_checkpointing=None,    # default: on a GPU
                         train_vision=False,    # a new adapter reaches into the vision tower, too
                         dtype=None,            # of what is not quantised; default: bf16 on a GPU
+                        rows="auto",           # packed where that is right, else plain
                        )->"Policy":
         "Return a policy from an image-text-to-text or causal language model."
         model, processor = load_base(name_or_path, bits, device, dtype)
-        policy = cls(add_adapter(model, lora_rank, adapter, seed, train_vision), processor)
+        adapted = add_adapter(model, lora_rank, adapter, seed, train_vision)
+        policy = cls(adapted, processor, rows)
         if recomputes(gradient_checkpointing, policy.device):
             recompute_activations(policy.model)
         return policy
@@ -117,6 +129,11 @@ class Policy:
     def trainable(self)->list:
         "The trained parameters: the adapter's."
         return [weight for weight in self.model.parameters() if weight.requires_grad]
+
+    @property
+    def about(self)->str:
+        "One line on how rows are run and what the adapter reaches."
+        return f"{self.base.config.model_type}: {self.rows} rows, {adapter_line(self.model)}"
 
     def save(self, path):
         "Save the adapter alone, as a folder that plain peft loads, and a note of its base."
@@ -184,8 +201,11 @@ class Policy:
         "Return sampled responses, the prompt run once a problem."
         self.model.eval()
         choose = drawer(self.device, seed, temperature, top_k, top_p)
-        prompts = read_prompts(self, problems, experts, temperature or 1.0, read_tokens)
-        return write_responses(self, prompts, n, choose, temperature or 1.0, max_new_tokens)
+        temperature = temperature or 1.0
+        if not self.shared:
+            return sample_plainly(self, problems, n, choose, temperature, max_new_tokens, experts)
+        prompts = read_prompts(self, problems, experts, temperature, read_tokens)
+        return write_responses(self, prompts, n, choose, temperature, max_new_tokens)
 
 # %% ../nbs/01b_policy.ipynb #1e86cca9
 def set_prompts(policy:Policy, words, min_pixels, max_pixels):
@@ -246,15 +266,22 @@ def packed_batch(policy:Policy, problems:list, groups:list, P=0, T=0)->tuple:
     places = (start[:, None] + torch.arange(T, device=policy.device)).repeat(1, R)
     places = places.expand(*prompt_places.shape[:-1], R*T)
 
-    # Types of tokens are 0 on responses, which are text
-    types = {key: F.pad(inputs[key], (0, R*T)) for key in PER_TOKEN[2:] if key in inputs}
+    # What is known of responses, which are text
     padded = not bool(inputs["attention_mask"].all())
     longer = {"input_ids": torch.cat([inputs["input_ids"], rows["ids"]], 1),
               "position_ids": torch.cat([prompt_places, places], -1),
               "attention_mask": rows["prompt_mask"],
               "own_mask": rows["own_mask"],
               "prefix": (P, R, padded)}
-    return inputs | types | longer, rows["mask"]
+    longer |= token_types(inputs, R*T, policy.base.config.model_type)
+    longer |= pictures_seen(inputs, R*T)
+
+    # Who sees whom, where that is the model's own affair
+    if not policy.causal:
+        layout = Layout(P, R, inputs["attention_mask"] if padded else None)
+        masks = model_masks(policy.base, inputs, T, layout)
+        longer |= {"attention_mask": masks, "own_mask": None, "prefix": (P, R, True)}
+    return inputs | longer, rows["mask"]
 
 # %% ../nbs/01b_policy.ipynb #e818f570
 def token_logps(policy:Policy,
@@ -272,8 +299,7 @@ def token_logps(policy:Policy,
     later = hidden[:, P:].unflatten(1, (R, T))[:, :, :-1]
     before = torch.cat([first, later], 2)
     targets = inputs["input_ids"][:, P:].view(B, R, T)
-    logp, entropy = head_logps(before[mask], policy.head, targets[mask], policy.no_chance,
-                               temperature)
+    logp, entropy = token_scores(policy, before[mask], targets[mask], temperature)
     empty = logp.new_zeros(B, R, T)
     return empty.masked_scatter(mask, logp), empty.masked_scatter(mask, entropy)
 
@@ -301,6 +327,10 @@ def response_logps(policy:Policy, problems:list, responses:list, temperature)->L
 
     # There is no dropout; only the recomputation of activations asks for training mode
     policy.model.train(torch.is_grad_enabled())
+    if policy.rows == "plain":
+        attend_by(policy.decoder, policy.own_attention)
+        return Logps(*plain_logps(policy, problems, groups, temperature))
+    attend_by(policy.decoder, "calibrl")
     inputs, mask = policy.packed(problems, groups)
     hidden = policy.core(**inputs, use_cache=False).last_hidden_state
     logp, entropy = token_logps(policy, hidden, inputs, mask, temperature)
@@ -308,54 +338,6 @@ def response_logps(policy:Policy, problems:list, responses:list, temperature)->L
     # Groups may differ in size: the places of the smaller ones that no response has are left out
     taken = mask.new_tensor([i < len(group) for group in groups for i in range(mask.shape[1])])
     return Logps(*[table.flatten(0, 1)[taken] for table in (logp, entropy, mask)])
-
-# %% ../nbs/01b_policy.ipynb #7cedd34a
-def draw(logps,          # (rows, V) log-probabilities
-         temperature,    # 0: the likeliest token
-         top_k,          # draw among so many; 0: among all
-         top_p,          # draw among the likeliest that hold this share
-         generator,      # of random numbers
-        )->torch.Tensor:    # (rows,) token ids
-    "Return one token a row: the likeliest at temperature 0, else at random among the top."
-    from transformers import TopKLogitsWarper, TopPLogitsWarper
-    if temperature == 0:
-        return logps.argmax(-1)
-    if top_k:
-        logps = TopKLogitsWarper(top_k)(None, logps)
-    if top_p < 1:
-        logps = TopPLogitsWarper(top_p)(None, logps)
-    upto = logps.softmax(-1).cumsum(-1, dtype=torch.double)
-    point = torch.rand(len(logps), 1, generator=generator, device=logps.device, dtype=torch.double)
-    place = torch.searchsorted(upto, point*upto[:, -1:], right=True)[:, 0]
-    return place.clamp(max=logps.shape[1] - 1)
-
-def drawer(device, seed:int, temperature, top_k, top_p):
-    "Return `draw` with all but the log-probabilities settled, its generator seeded."
-    generator = torch.Generator(device).manual_seed(seed)
-    return partial(draw, temperature=temperature, top_k=top_k, top_p=top_p, generator=generator)
-
-# %% ../nbs/01b_policy.ipynb #736ad3b5
-class Drawn(NamedTuple):
-    "What was drawn at one position."
-    rows: torch.Tensor       # (alive,) numbers of the rows that had not ended
-    token: torch.Tensor      # (alive,) token ids
-    logp: torch.Tensor       # (alive,) their log-probabilities
-    entropy: torch.Tensor    # (alive,) of what they were drawn from, in nats
-
-def by_row(drawn:list,    # `Drawn` of each position, all rows at the first
-          )->tuple:       # lists of token ids; log-probabilities, entropies, mask (rows, T)
-    "Return the draws of each position, gathered by row."
-    rows = len(drawn[0].rows)
-    table = torch.zeros(3, rows, len(drawn), device=drawn[0].token.device)
-    lengths = torch.zeros(rows, dtype=torch.long, device=table.device)
-    for t, step in enumerate(drawn):
-        values = (step.token, step.logp, step.entropy)
-        table[:, step.rows, t] = torch.stack([value.float() for value in values])
-        lengths[step.rows] += 1
-    padded = table[0].long().tolist()
-    ids = [row[:length] for row, length in zip(padded, lengths.tolist(), strict=True)]
-    mask = torch.arange(len(drawn), device=table.device) < lengths[:, None]
-    return ids, table[1], table[2], mask
 
 # %% ../nbs/01b_policy.ipynb #5d0c6137
 @dataclass
@@ -425,6 +407,7 @@ def read_prompts(policy:Policy,
                  read_tokens:int,    # of prompts and experts in one pass
                 )->Prefill:
     "Read all prompts, so many at once as the tokens allow."
+    attend_by(policy.decoder, "calibrl")
     prompts = [policy.prompt(problem) for problem in problems]
     given = experts or [None]*len(problems)
     answers = [policy.tokens(expert) if expert else [] for expert in given]
@@ -439,16 +422,16 @@ def read_prompts(policy:Policy,
 
 # %% ../nbs/01b_policy.ipynb #bf0add64
 def next_token(policy:Policy,
-               hidden,         # (rows, d) last hidden states
+               states,         # (rows, d), or logits (rows, V) where a head is no matrix
                choose,         # log-probabilities (rows, V) -> token ids (rows,)
                temperature,
               )->tuple:        # token ids, log-probabilities and entropies (rows,)
     "Return a token for each row, drawn among those that a policy may write."
-    logits = wide_product(hidden, policy.head).div_(temperature)
-    logps = logits.masked_fill_(policy.no_chance, -torch.inf).log_softmax(-1)
-    token = choose(logps)
-    logp = logps.gather(1, token[:, None])[:, 0]
-    return token, logp, torch.special.entr(logps.exp()).sum(-1)
+    if policy.head_scale is None:
+        logits = states.to(torch.promote_types(states.dtype, torch.float32))/temperature
+    else:
+        logits = wide_product(states, policy.head).div_(temperature/policy.head_scale)
+    return pick(logits, policy.no_chance, choose)
 
 # %% ../nbs/01b_policy.ipynb #d0431426
 def write_responses(policy:Policy,
@@ -456,30 +439,46 @@ def write_responses(policy:Policy,
                     n:int,                 # responses a prompt
                     choose,                # log-probabilities (rows, V) -> token ids (rows,)
                     temperature, max_new_tokens:int)->Samples:
-    "Write responses token by token; rows that ended leave."
+    "Write responses token by token over the prompts' keys and values."
     from transformers import DynamicCache
-    eos = torch.tensor(policy.eos_ids, device=policy.device)
     layers = list(zip(prompts.keys, prompts.values, strict=True))
     hidden = prompts.hidden.repeat_interleave(n, 0)
+    alive = torch.arange(len(hidden), device=policy.device)
     position = prompts.position.movedim(0, -2).repeat_interleave(n, -2)
 
     # The cache holds the responses' own tokens only
     cache = DynamicCache()
-    alive = torch.arange(len(hidden), device=policy.device)
-    drawn = []
-    for _ in range(max_new_tokens):
-        token, logp, entropy = next_token(policy, hidden, choose, temperature)
-        drawn.append(Drawn(alive, token, logp, entropy))
 
-        # Rows that have not ended go on
-        going = (~torch.isin(token, eos)).nonzero()[:, 0]
-        if len(going) == 0 or len(drawn) == max_new_tokens:
-            break
-        if len(going) < len(alive) and len(drawn) > 1:
+    def advance(token, going, t):
+        "Feed the newest tokens of the rows that go on."
+        nonlocal alive
+        if len(going) < len(alive) and t > 1:
             cache.batch_select_indices(going)
         alive = alive[going]
-        hidden = policy.core(input_ids=token[going][:, None], attention_mask=prompts.seen,
-                             shared=SharedPrompts(layers, alive, n),
-                             position_ids=position[..., alive, :] + len(drawn) - 1,
-                             past_key_values=cache, use_cache=True).last_hidden_state[:, -1]
+        return policy.core(input_ids=token[:, None], attention_mask=prompts.seen,
+                           shared=SharedPrompts(layers, alive, n),
+                           position_ids=position[..., alive, :] + t - 1,
+                           past_key_values=cache, use_cache=True).last_hidden_state[:, -1]
+
+    draw_next = partial(next_token, policy, choose=choose, temperature=temperature)
+    drawn = write(hidden, draw_next, advance, policy.eos_ids, max_new_tokens)
     return Samples(*by_row(drawn), prompts.expert_logp, prompts.expert_mask, prompts.prompt_tokens)
+
+# %% ../nbs/01b_policy.ipynb #fb2cbb45
+def sample_plainly(policy:Policy, problems:list, n:int, choose, temperature, max_new_tokens:int,
+                   experts,    # B experts' responses or None; None: without experts
+                  )->Samples:
+    "Return what `Policy.sample` says, every row with a prompt of its own."
+    attend_by(policy.decoder, policy.own_attention)
+    prompts = [policy.prompt(problem) for problem in problems]
+    draw_next = partial(next_token, policy, choose=choose, temperature=temperature)
+    samples = plain_samples(policy, prompts, n, draw_next, max_new_tokens)
+
+    # Where there is no expert, one token stands that counts nowhere
+    given = experts or [None]*len(problems)
+    groups = [[policy.tokens(expert) if expert else policy.eos_ids[:1]] for expert in given]
+    expert_logp, _, expert_mask = plain_logps(policy, prompts, groups, temperature)
+    has_expert = torch.tensor([bool(expert) for expert in given], device=policy.device)
+    expert_mask = expert_mask & has_expert[:, None]
+    lengths = [prompt["input_ids"].shape[1] for prompt in prompts]
+    return Samples(*samples, expert_logp*expert_mask, expert_mask, lengths)

@@ -22,6 +22,7 @@ from .parallel import (all_gather, all_reduce_gradients, local_slice, processes,
 from .records import diagnosis, is_finite, propagate_nan, samples_to_read
 from .rollout import (Policy, Rollouts, ratio_floor, recompute_activations,
                              rollout, stack)
+from .selfcheck import mean_gap, own_group
 from .tasks import start_judge, verifier_stats
 
 # what others take from here
@@ -65,7 +66,7 @@ def update(policy:Policy, optimizer,
 
     # gradients and metrics add up over micro-batches, and then over processes
     total = Counter()
-    for micro in micro_batches(rows, local_slice(mini), cfg.micro_tokens):
+    for micro in micro_batches(rows, local_slice(mini), cfg.micro_tokens, policy.rows):
         total.update(backward(policy, rows.groups(micro), adv[micro], whole, cfg))
     total = all_reduce_gradients(policy.trainable, dict(total))
 
@@ -117,14 +118,16 @@ def loss_share(part:torch.Tensor,     # (rows, T) mask of a micro-batch
 def micro_batches(ro:Rollouts,
                   which:list,        # indices of the groups to split
                   budget:int,        # tokens, padding included; a larger group stands alone
+                  rows="packed",     # "plain": each response has a prompt of its own
                  )->list:            # lists of indices
     "Split groups by their packed rows: four of 180 tokens, budget 400, make [[0, 1], [2, 3]]."
     prompt = {g: ro.prompt_tokens[g*ro.n] for g in which}
     longest = {g: max(map(len, ro.grouped[g])) for g in which}
 
     def size(groups):
-        rows = max(prompt[g] for g in groups) + ro.n*max(longest[g] for g in groups)
-        return len(groups)*rows
+        copies = ro.n if rows == "plain" else 1
+        P, T = (max(lengths[g] for g in groups) for lengths in (prompt, longest))
+        return len(groups)*(copies*P + ro.n*T)
 
     runs = [which[:1]] if which else []
     for g in which[1:]:
@@ -200,7 +203,17 @@ def check_agreement(policy:Policy,
         raise RuntimeError(f"step {step}: new and old log-probabilities differ before any update:"
                            f" first_ratio_error = {error:.1e}, where rounding explains"
                            f" {policy.ratio_floor:.1e}: sampling and scoring do not agree for"
-                           " this model")
+                           f" this model; its own forward pass {own_side(policy, ro, cfg)}")
+
+# %% ../nbs/02_train.ipynb #0575eb61
+def own_side(policy:Policy, ro:Rollouts, cfg:Config)->str:
+    "Return which of both a model's own forward pass agrees with, on the first group."
+    own = own_group(policy, ro.problems[0], ro.responses[:ro.n], cfg.temperature)
+    scored = policy.logps(ro.problems[:1], ro.grouped[:1], cfg.temperature).logp.detach()
+    gaps = {"sampling": mean_gap(list(ro.old_logp[:ro.n]), own),
+            "scoring": mean_gap(list(scored), own)}
+    near, far = sorted(gaps, key=gaps.get)
+    return f"is {gaps[near]:.1e} nats off {near}, {gaps[far]:.1e} off {far}"
 
 # %% ../nbs/02_train.ipynb #bcde8496
 def one_step(policy:Policy, optimizer, stream, cfg:Config, step:int)->dict:

@@ -31,6 +31,7 @@ class EvalSpec:
     max_new_tokens: int | None = None    # longer answers are truncated
     lenient: bool = False                # read boxes where a model writes no answer tags
     seed: int = 0                        # of the sampling
+    rows: str = "auto"                   # packed, plain, or whichever is right
 
 # %% ../../nbs/runs/evaluation.ipynb #960cb23d
 def benchmark_names(benchmarks:str)->list:     # names, separated by commas, or "all"
@@ -124,7 +125,7 @@ def evaluate_policy(spec:EvalSpec, sets:dict, out, before, lmms:bool)->Path:
     "Grade a policy on benchmarks, print the results and return their folder."
     adapter = spec.adapter and adapter_folder(spec.adapter)
     policy = Policy.from_pretrained(model_path(spec.model, spec.adapter), bits=spec.bits,
-                                    lora_rank=0, adapter=adapter)
+                                    lora_rank=0, adapter=adapter, rows=spec.rows)
     out = eval_folder(out, asdict(spec), identity(policy))
     try:
         rows = answer_benchmarks(policy, sets, out, spec)

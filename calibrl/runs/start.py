@@ -83,7 +83,8 @@ def load_policy(cfg:Config, spec:RunSpec, model, device=None, dtype=None)->Polic
         recompute = recomputes(recompute, device or "cpu")
     policy = Policy.from_pretrained(
         model, bits=spec.bits, lora_rank=spec.lora_rank, adapter=adapter, seed=cfg.seed,
-        device="cpu" if dtype else device, dtype=dtype, gradient_checkpointing=recompute)
+        device="cpu" if dtype else device, dtype=dtype, gradient_checkpointing=recompute,
+        rows=cfg.rows)
     if dtype:
         shard_layers(policy, device)
     return policy
@@ -163,6 +164,8 @@ def start(out, cfg:Config, spec:RunSpec,
     # the others wait for the folder; the lock is held until the end
     first = processes()[0] == 0
     held = run.claim(problems, policy) if first else None
+    if first:
+        print(policy.about)
     all_gather(None)
     rows = train_or_say(run, policy, problems, tracker)
     if first:
