@@ -40,9 +40,9 @@ def test_a_method_is_counted_alone():
 def test_a_step_stays_within_five_files():
     step, behind = reading.total(reading.STEP), reading.total(reading.BEHIND)
     assert len(reading.STEP) == 5
-    assert reading.BEHIND.keys() - reading.STEP.keys() == {"prompts", "engine"}
+    assert reading.BEHIND.keys() - reading.STEP.keys() == {"draws", "engine", "prompts"}
     assert step <= 450, f"{step} lines: what a reader of a step must read grows"
-    assert step + behind <= 1030, f"{step + behind} lines: what stands behind a step grows"
+    assert step + behind <= 1120, f"{step + behind} lines: what stands behind a step grows"
 
 
 def said(path):

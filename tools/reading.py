@@ -26,10 +26,11 @@ BEHIND = {
     "train": ["loss_share", "micro_batches", "summarize", "make_optimizer"],
     "rollout": ["stack", "join", "row_fields", "pick_rows", "widen"],
     "policy": ["Policy.prompts", "Policy.prompt", "prompt_batch", "position_ids", "Policy.packed",
-               "packed_batch", "read_prompts", "prefill", "Prefill", "draw", "drawer", "Drawn",
-               "by_row", "group_of", "groups_of", "is_response"],
+               "packed_batch", "read_prompts", "prefill", "Prefill", "group_of",
+               "groups_of", "is_response"],
+    "draws": ["write", "pick", "draw", "drawer", "Drawn", "by_row"],
     "prompts": ["prompt_text", "chat_of", "plain"],
-    "engine": ["encode", "collate", "padded_row", "pack", "packed_masks", "past",
+    "engine": ["is_packed", "encode", "collate", "padded_row", "pack", "packed_masks", "past",
                "attention", "packed_attention", "rows_over_prefix", "own_tokens", "with_prompt",
                "attend", "one_token", "SharedPrompts", "head_logps", "FrozenHead", "Sweep",
                "wide_product"]}
@@ -47,6 +48,8 @@ LEFT_OUT = {
     "before the first step": ["prepare"],
     "the alarm before an update": ["check_agreement"],
     "memory for time": ["recompute_activations"],
+    "rows of models that cannot be packed, and what only some families have": [
+        "sample_plainly", "attend_by", "laid_out", "with_sink"],
     "other methods than GRPO and CalibRL": ["refill"],
     "several processes": ["all_gather", "all_reduce_gradients", "local_slice", "processes",
                           "to_device"]}
