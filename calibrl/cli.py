@@ -44,6 +44,8 @@ def train(
     on_bad:str="skip",       # what to do with a row that cannot be used: skip or fail
     # a longer prompt cannot be used; counted before the start (default: no limit, no count)
     max_prompt_tokens:int=None,
+    # close an expert that ends in no answer with its gold, in tags (default: leave it open)
+    close_experts:bool=None,
     # run folder; one that holds this run unfinished goes on
     # (default: runs/train, then runs/train-2, ...)
     out:str=None,

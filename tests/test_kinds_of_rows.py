@@ -10,10 +10,14 @@ import pytest
 from PIL import Image
 
 from calibrl.benchmarks import BENCHMARKS
+from calibrl.cli import main, make_parser, of_kind
+from calibrl.config import Config
 from calibrl.data import as_images, load_problems
 from calibrl.data.golds import earns
 from calibrl.eval.answers import grade
 from calibrl.eval.tables import benchmark_metrics
+from calibrl.runs.folder import RunSpec
+from calibrl.runs.start import training_problems
 from calibrl.tasks import messages
 
 
@@ -644,3 +648,15 @@ def test_a_letter_closes_the_expert_of_a_choice():
     said, counts = expert(**row, close_experts=True)
     assert said.endswith("<answer>B</answer>")
     assert counts["verified"] == 1
+
+
+@pytest.mark.parametrize("flags, closed", [([], 0), (["--close-experts"], 1)])
+def test_a_training_run_closes_experts_where_you_say_so(tmp_path, capsys, flags, closed):
+    write(tmp_path/"a.jsonl", ROW | {"solution": OPEN, "answer": "5"})
+    given = make_parser("train").parse_args(["--data", str(tmp_path/"a.jsonl"), *flags])
+    spec = RunSpec(**of_kind(RunSpec, vars(given)))
+    problems = training_problems(Config(), spec, model=None)
+    assert problems.counts["closed"] == closed
+    assert ("closed with their gold" in capsys.readouterr().out) == bool(closed)
+    assert main(["data", "check", str(tmp_path/"a.jsonl"), *flags]) == 0
+    assert ("closed with their gold" in capsys.readouterr().out) == bool(closed)

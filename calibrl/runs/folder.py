@@ -51,6 +51,7 @@ class RunSpec:
     root: str | None = None                 # folder that picture paths start from
     on_bad: str = "skip"                    # what to do with a row that cannot be used
     max_prompt_tokens: int | None = None    # a longer prompt cannot be used
+    close_experts: bool | None = None       # an expert that ends in no answer gets its gold
     bits: int | None = None                 # 4, 8, or None for full precision
     lora_rank: int = 16                     # of the adapter
 

@@ -77,7 +77,8 @@ def drawn_problems(seed:int, need:int)->list:
     return problems(min(1500, need), split="train", seed=seed)
 
 # %% ../../nbs/runs/sources.ipynb #8a98ac67
-OF_A_FILE = ("map", "split", "name", "root")     # options of `RunSpec` that say how to read one
+# options of `RunSpec` that say how to read one
+OF_A_FILE = ("map", "split", "name", "root", "close_experts")
 
 def problems_of_file(spec:RunSpec,
                      model=None,    # whose processor counts tokens

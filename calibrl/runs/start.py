@@ -71,7 +71,7 @@ def training_problems(cfg:Config, spec:RunSpec, model)->list:
         return problems_of_file(spec, model)
     told = [name for name in OF_A_FILE if getattr(spec, name) is not None]
     if told:
-        raise ValueError(f"--{told[0]} is about a file or data set: name it with --data,"
+        raise ValueError(f"--{told[0].replace('_', '-')} is about a file or data set: name it with --data,"
                          " without it the embedded world is drawn")
     return drawn_problems(cfg.seed, max(1, cfg.steps*cfg.prompts))
 
