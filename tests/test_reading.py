@@ -28,7 +28,7 @@ def test_no_function_of_a_step_is_forgotten(monkeypatch):
     assert reading.unnamed() == set()
     monkeypatch.setitem(reading.BEHIND, "engine", ["pack"])
     monkeypatch.setitem(reading.BEHIND, "policy", ["prefill"])
-    assert {"Policy.packed", "packed_masks", "head_logps", "drawer"} <= reading.unnamed()
+    assert {"Policy.packed", "packed_masks", "head_logps", "Prefill"} <= reading.unnamed()
 
 
 def test_a_method_is_counted_alone():
@@ -40,7 +40,8 @@ def test_a_method_is_counted_alone():
 def test_a_step_stays_within_five_files():
     step, behind = reading.total(reading.STEP), reading.total(reading.BEHIND)
     assert len(reading.STEP) == 5
-    assert reading.BEHIND.keys() - reading.STEP.keys() == {"draws", "engine", "prompts"}
+    assert reading.BEHIND.keys() - reading.STEP.keys() == {
+        "draws", "engine", "plain_rows", "prompts"}
     assert step <= 450, f"{step} lines: what a reader of a step must read grows"
     assert step + behind <= 1120, f"{step + behind} lines: what stands behind a step grows"
 

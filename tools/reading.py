@@ -28,6 +28,7 @@ BEHIND = {
     "policy": ["Policy.prompts", "Policy.prompt", "prompt_batch", "position_ids", "Policy.packed",
                "packed_batch", "read_prompts", "prefill", "Prefill", "group_of",
                "groups_of", "is_response"],
+    "plain_rows": ["token_scores"],
     "draws": ["write", "pick", "draw", "drawer", "Drawn", "by_row"],
     "prompts": ["prompt_text", "chat_of", "plain"],
     "engine": ["is_packed", "encode", "collate", "padded_row", "pack", "packed_masks", "past",
@@ -49,7 +50,7 @@ LEFT_OUT = {
     "the alarm before an update": ["check_agreement"],
     "memory for time": ["recompute_activations"],
     "rows of models that cannot be packed, and what only some families have": [
-        "sample_plainly", "attend_by", "laid_out", "with_sink"],
+        "sample_plainly", "plain_logps", "logit_logps", "attend_by", "laid_out", "with_sink"],
     "other methods than GRPO and CalibRL": ["refill"],
     "several processes": ["all_gather", "all_reduce_gradients", "local_slice", "processes",
                           "to_device"]}

@@ -71,8 +71,8 @@ def training_problems(cfg:Config, spec:RunSpec, model)->list:
         return problems_of_file(spec, model)
     told = [name for name in OF_A_FILE if getattr(spec, name) is not None]
     if told:
-        raise ValueError(f"--{told[0].replace('_', '-')} is about a file or data set: name it with --data,"
-                         " without it the embedded world is drawn")
+        raise ValueError(f"--{told[0].replace('_', '-')} is about a file or data set: name it with"
+                         " --data, without it the embedded world is drawn")
     return drawn_problems(cfg.seed, max(1, cfg.steps*cfg.prompts))
 
 def load_policy(cfg:Config, spec:RunSpec, model, device=None, dtype=None)->Policy:
