@@ -4,7 +4,12 @@ Four kinds of rubbish: random Unicode, soups of LaTeX and tags, mutated developm
 nested or repeated structures. Checked for each: a Score comes back, no fault is logged, the call
 ends within the limit, a wrapped answer keeps its verdict, and no worker grows beyond its limit.
 """
-import argparse, json, logging, random, sys, time
+import argparse
+import json
+import logging
+import random
+import sys
+import time
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path

@@ -4,7 +4,13 @@ Scores the labelled development cases (tests/score_cases.jsonl) on one core, hos
 prints accuracy by category, verdicts per second, percentiles and the tier that decided. With --peer
 it also runs Math-Verify alone, on the boxed answer.
 """
-import argparse, json, logging, platform, statistics, sys, time
+import argparse
+import json
+import logging
+import platform
+import statistics
+import sys
+import time
 from collections import Counter
 from pathlib import Path
 

@@ -5,7 +5,8 @@ Each case names its `category`, the `answer` (ground truth) and what is `expecte
 Where choices are given they stand in `options`. A text of many repetitions is a list of
 [piece, times], so that a line stays short.
 """
-import functools, json
+import functools
+import json
 from pathlib import Path
 
 FILE = Path(__file__).with_suffix(".jsonl")

@@ -50,7 +50,8 @@ def test_counts_and_splits():
     assert {family.name for family, _ in pool("test")} == set(FAMILIES) - hard
     assert {family.name for family, _ in pool("hard")} == hard
     assert .15 < sum(family.hard for family, _ in pool("train"))/sizes["train"] < .4
-    seen, asked = {}, []
+    seen = {}
+    asked = []
     for split in SPLITS:
         for family, numbers in pool(split):           # not even the same numbers in another order
             assert seen.setdefault((family.name, *sorted(numbers)), split) == split

@@ -1,12 +1,23 @@
 """The tools that make the README and the site, on small inputs; the site itself when it has been
 built."""
-import base64, hashlib, io, json, re, shutil, sys, tarfile
+import base64
+import hashlib
+import io
+import json
+import re
+import shutil
+import sys
+import tarfile
 from pathlib import Path
+
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT/"tools"))
-import badges, build_docs, check_sync, readme
+import badges
+import build_docs
+import check_sync
+import readme
 
 
 def cell(kind, source, outputs=(), *, number):

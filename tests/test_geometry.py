@@ -50,7 +50,8 @@ def test_counts():
 
 
 def test_splits_are_disjoint_even_for_mirror_images():
-    seen, ids = {}, set()
+    seen = {}
+    ids = set()
     for split in SPLITS:
         for family, numbers in pool(split):
             assert seen.setdefault((family.name, *sorted(numbers)), split) == split

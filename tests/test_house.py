@@ -1,8 +1,18 @@
 """The house rules: which room may use which, what an import costs, what a notebook may hold,
 what the wheel carries."""
-import ast, graphlib, importlib, json, os, re, shutil, subprocess, sys, zipfile
+import ast
+import graphlib
+import importlib
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import zipfile
 from configparser import ConfigParser
 from pathlib import Path
+
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -54,7 +54,8 @@ def test_sampler_and_scorer_differ_by_what_packing_alone_does(trained, drawn):
 def test_head_in_half_precision_against_64_bits(trained, drawn, temperature):
     "Log-probability, entropy and gradient from bf16 states and weights, as exact as 32 bits are."
     torch.manual_seed(0)
-    W, N = trained.head, 64
+    W = trained.head
+    N = 64
     h = torch.randn(N, W.shape[1]).to(HALF).requires_grad_()
     likely = (h.detach().float() @ W.float().T).topk(3).indices
     targets = likely[torch.arange(N), torch.randint(3, (N,))]

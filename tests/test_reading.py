@@ -1,5 +1,7 @@
 """How much there is to read to understand one training step: counted whole, nothing forgotten."""
-import json, re, sys
+import json
+import re
+import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -201,7 +201,8 @@ def test_what_cannot_be_loaded_is_named(tiny, tmp_path):
 @pytest.mark.parametrize("bits", [None, 4])
 def test_reading_the_prompts_in_parts_samples_the_same(tiny, bits):
     "To the last bit, with prompts of unequal length and one without an expert."
-    policy, ps = Policy.from_pretrained(tiny, bits=bits), problems(5, seed=3)
+    policy = Policy.from_pretrained(tiny, bits=bits)
+    ps = problems(5, seed=3)
     experts = [None, *(p.expert for p in ps[1:])]
     whole = policy.sample(ps, 4, seed=5, experts=experts)
     for tokens in (1, 200):                                    # one prompt at a time, and two
@@ -252,7 +253,8 @@ def test_an_editor_knows_what_comes_back():
 
 @pytest.mark.parametrize("room, name", [(engine, "pack"), (rollout_room, "rollout")])
 def test_the_example_in_the_docstring_holds(room, name):
-    finder, runner = doctest.DocTestFinder(recurse=False), doctest.DocTestRunner()
+    finder = doctest.DocTestFinder(recurse=False)
+    runner = doctest.DocTestRunner()
     example, = finder.find(getattr(room, name), name, globs=dict(vars(room)))
     assert len(example.examples) >= 4
     assert runner.run(example).failed == 0

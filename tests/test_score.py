@@ -1,11 +1,21 @@
 """The verifier: labelled cases by category, hostile input, processes and threads, properties."""
-import json, logging, multiprocessing, os, signal, socket, subprocess, sys, textwrap
-import threading, time
+import json
+import logging
+import multiprocessing
+import os
+import signal
+import socket
+import subprocess
+import sys
+import textwrap
+import threading
+import time
 from collections import defaultdict
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-from hypothesis import HealthCheck, given, settings, strategies as st
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 import calibrl
 from calibrl.tasks import INSTRUCTION, Problem, Score, messages, score, verifier_stats
@@ -26,7 +36,8 @@ for case in all_cases():
 
 @pytest.mark.parametrize("category", CATEGORIES)
 def test_category(category):
-    cases, wrong = CATEGORIES[category], []
+    cases = CATEGORIES[category]
+    wrong = []
     for truth, response, expected, options, _ in cases:
         verdict = score(response, truth, options)
         if verdict.correct != expected:
@@ -253,7 +264,8 @@ def test_judge_off_the_main_thread():
 
 def test_a_kill_is_counted_logged_and_survived(monkeypatch, caplog):
     assert score(*INTEGRAL).correct
-    pid, before = sandbox.JUDGES.idle[-1][1], verifier_stats()["killed"]
+    pid = sandbox.JUDGES.idle[-1][1]
+    before = verifier_stats()["killed"]
     with monkeypatch.context() as m, caplog.at_level(logging.WARNING):
         m.setattr(sandbox, "DEADLINE", 0)
         s = score(*INTEGRAL)
@@ -387,7 +399,8 @@ def _ends(pid, seconds=60):
 
 def test_an_endless_request_is_ended():
     score(*INTEGRAL)
-    pid, before = sandbox.JUDGES.idle[-1][1], verifier_stats()["killed"]
+    pid = sandbox.JUDGES.idle[-1][1]
+    before = verifier_stats()["killed"]
     assert sandbox.JUDGES.ask(*ENDLESS) == (False, f"judge: killed after {sandbox.DEADLINE:g} s")
     assert verifier_stats()["killed"] == before + 1 and _ends(pid)
     assert score(*INTEGRAL).correct
@@ -472,7 +485,8 @@ def test_a_worker_ends_with_its_caller_though_a_forked_child_lives_on():
 def test_limits_and_deaths_leak_nothing(monkeypatch):
     assert score(*INTEGRAL).correct
     sandbox.JUDGES.idle[:] = sandbox.JUDGES.idle[-1:]
-    before, pids = len(os.listdir("/proc/self/fd")), []
+    before = len(os.listdir("/proc/self/fd"))
+    pids = []
     for _ in range(4):
         pids.append(sandbox.JUDGES.idle[-1][1])
         with monkeypatch.context() as m:

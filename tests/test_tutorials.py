@@ -1,11 +1,18 @@
 """The figures of the tutorials: numbers are the package's, text is data, and wrong input is
 refused by name."""
-import inspect, itertools, json, re, shlex
+import inspect
+import itertools
+import json
+import re
+import shlex
 from dataclasses import fields
 from pathlib import Path
+
 import pytest
+
 pytest.importorskip("matplotlib").use("Agg")
 import matplotlib.pyplot as plt
+
 from calibrl import viz
 from calibrl.cli import COMMANDS, make_parser
 from calibrl.plan import plan
@@ -133,7 +140,8 @@ def test_the_page_of_results_shows_the_record_as_it_is():
 
 
 def test_the_page_on_performance_shows_what_the_gpu_gave():
-    gpu, shown = json.loads((ROOT/"benchmarks/gpu.json").read_text()), saved("performance")
+    gpu = json.loads((ROOT/"benchmarks/gpu.json").read_text())
+    shown = saved("performance")
     for r in gpu["memory_gib"]:
         assert f"{r['planned']:.2f} GiB planned, {r['measured']:.2f} measured" in shown
     assert gpu["machine"] in shown and gpu["model"] in shown

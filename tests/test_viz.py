@@ -1,11 +1,18 @@
 """Figures are built from the package's own numbers; pages are self-contained, stable and escape
 what a model wrote."""
-import html.parser, json, re, shutil, subprocess
+import html.parser
+import json
+import re
+import shutil
+import subprocess
 from types import SimpleNamespace
+
 import pytest
+
 pytest.importorskip("matplotlib").use("Agg")
 import matplotlib.pyplot as plt
 from PIL import Image
+
 from calibrl import viz
 from calibrl.files import asset_path
 from calibrl.viz import stage

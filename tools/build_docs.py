@@ -6,7 +6,16 @@ Between and after them this script mends what would keep a reader offline or los
 why. Then every link is checked. KaTeX, for the formulas, comes from npm once (kept in build/), or
 from a folder named by KATEX_DIR.
 """
-import base64, hashlib, html, json, os, re, shutil, subprocess, sys, tarfile
+import base64
+import hashlib
+import html
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tarfile
 from pathlib import Path
 from urllib.parse import unquote
 

@@ -3,7 +3,8 @@
 Each function is counted whole: decorators, signature, docstring, comments and empty lines. A line
 longer than 100 columns counts as the lines of 100 columns that it fills.
 """
-import ast, math
+import ast
+import math
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
