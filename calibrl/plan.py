@@ -70,24 +70,16 @@ def weights(model,      # from `on_paper`
     narrow = {None: float(wide), 4: NF4_BYTES, 8: 1.0}[bits]
     vision = FULL_PRECISION.replace("|lm_head", "")
     packed = quantised_ids(model)
-    seen = set()
-    for name, weight in model.named_parameters():
-        # A head may share the embedding's weights: those count once
-        if id(weight) in seen:
-            continue
-        seen.add(id(weight))
+    for name, weight in model.named_parameters():      # one that two parts share: once
         numbers = weight.numel()
-        if weight.requires_grad:
-            out["trained"] += numbers
-            continue
+        out["trained" if weight.requires_grad else "parameters"] += numbers
 
         # A frozen weight is packed (8 bits: with a scale for each row), or it stays wide
-        out["parameters"] += numbers
         if id(weight) in packed:
             out["quantised"] += numbers
             out["packed"] += numbers*narrow + (4*weight.shape[0] if bits == 8 else 0)
             out["largest"] = max(out["largest"], numbers)
-        else:
+        elif not weight.requires_grad:
             out["vision" if re.match(vision, name) else "rest"] += numbers*wide
 
     # Adam keeps two moments; all three are in 32 bits
@@ -190,6 +182,23 @@ def before_responses(hidden, group:Group):
     return torch.cat([last, own], 2).flatten(0, 2)
 
 # %% ../nbs/04a_plan.ipynb #dca73dbf
+def reading_pass(core, *sizes):      # of `packed_inputs`
+    "Read prompts; their keys and values are in what is returned."
+    from transformers import DynamicCache
+    inputs = packed_inputs(*sizes)
+    return core(**inputs, use_cache=True, past_key_values=DynamicCache())
+
+def learning_pass(core, head, groups, group:Group, axes):
+    "Score responses and go back, and let go of what `Policy` lets go of."
+    hidden = core(**packed_inputs(groups, group, axes), use_cache=False).last_hidden_state
+
+    # `Policy.token_logps` picks the real tokens: a copy
+    before = before_responses(hidden, group)
+    targets = torch.zeros(len(before), dtype=torch.long)
+    logp, _ = head_logps(before.clone(), head, targets, NothingBanned())
+    del hidden, before, targets
+    logp.sum().backward()
+
 def traced(config,                        # of the model
            groups,                        # prompts at once
            group:Group,                   # sizes of each
@@ -201,10 +210,8 @@ def traced(config,                        # of the model
           )->Meter:
     "Return what a forward and backward pass over packed rows allocates, on a few layers."
     from torch._subclasses.fake_tensor import FakeTensorMode
-    from transformers import DynamicCache
-    rows = groups*group.R*group.T
     axes = position_axes(config)
-    config = with_small_head(config, rows)
+    config = with_small_head(config, groups*group.R*group.T)
     model = on_paper(config, lora_rank, dtype, layers)
     if gradient_checkpointing:
         recompute_activations(model)
@@ -212,21 +219,10 @@ def traced(config,                        # of the model
         core = as_fake_tensors(model).train(not sampling).get_base_model().model
         head = model.get_output_embeddings().weight
         with Meter([*model.parameters(), *model.buffers()]) as meter:
-            # Inputs are let go after the pass; keys and values stay in the cache until the end
-            cache = DynamicCache() if sampling else None
-            options = {"past_key_values": cache} if sampling else {}
-            out = core(**packed_inputs(groups, group, axes), use_cache=sampling, **options)
-            hidden = out.last_hidden_state
-            del out
             if sampling:
-                return meter
-
-            # `Policy.token_logps` picks the real tokens: a copy
-            before = before_responses(hidden, group)
-            targets = torch.zeros(rows, dtype=torch.long)
-            logp, _ = head_logps(before.clone(), head, targets, NothingBanned())
-            del hidden, before, targets
-            logp.sum().backward()
+                reading_pass(core, groups, group, axes)
+            else:
+                learning_pass(core, head, groups, group, axes)
     return meter
 
 # %% ../nbs/04a_plan.ipynb #2370eecf

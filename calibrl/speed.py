@@ -571,28 +571,40 @@ def alone_here(what, side, args, parent):
     print(peak(work))
 
 # %% ../nbs/07_speed.ipynb #5a0d7019
+def environment_alone(
+    tidy,  # freed blocks from 1 MiB on are given back
+)->dict:
+    "Return the environment of a process of its own: this package, and one thread"
+    import calibrl
+    here = str(Path(calibrl.__file__).parents[1])
+    env = os.environ | {"OMP_NUM_THREADS": "1"}
+    env["PYTHONPATH"] = os.pathsep.join([here, os.environ.get("PYTHONPATH", "")])
+    if tidy:
+        env["MALLOC_MMAP_THRESHOLD_"] = str(2**20)
+    return env
+
+def why_it_failed(
+    done,  # a process that ended with another status than 0
+)->str:
+    "Return the last line of what a process complained of"
+    if done.returncode < 0:
+        return "killed: out of memory?"
+    return (done.stderr.strip().splitlines() or ["no message"])[-1]
+
 def alone(
     what,  # head, step, split_step or group
     side,  # ours or peer
     args,  # of the work
-    tidy=True,  # freed blocks from 1 MiB on are given back
+    tidy=True,  # as in `environment_alone`
 )->float:  # MiB
     "Return the peak of one side in a process of its own, or raise RuntimeError"
-    import calibrl
-    here = str(Path(calibrl.__file__).parents[1])
-    env = dict(os.environ)
-    if tidy:
-        env["MALLOC_MMAP_THRESHOLD_"] = str(2**20)
-    env["OMP_NUM_THREADS"] = "1"
-    env["PYTHONPATH"] = os.pathsep.join([here, os.environ.get("PYTHONPATH", "")])
     asked = f"{what!r}, {side!r}, {list(args)!r}, {os.getpid()}"
     code = f"from calibrl import speed; speed.alone_here({asked})"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=env)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True,
+                          env=environment_alone(tidy))
     if done.returncode:
-        why = (done.stderr.strip().splitlines() or ["no message"])[-1]
-        if done.returncode < 0:
-            why = "killed: out of memory?"
-        raise RuntimeError(f"measuring the memory of {what}, {side}, failed: {why}")
+        raise RuntimeError(f"measuring the memory of {what}, {side}, failed: "
+                           f"{why_it_failed(done)}")
     return float(done.stdout.split()[-1])
 
 def memory(name, what, args, tidy=True, runs=5)->list:
@@ -788,31 +800,33 @@ def tokens(P, L, G, share=.75)->float:
     return P*(1 + share*2/3) + (G + 1)*L
 
 # %% ../nbs/07_speed.ipynb #5a0d7023
-def growth_rows(
-    policy,
-    size,  # (hidden size, layers) of the policy
-    runs,  # after the warm-up
-    sweeps,  # values of each quantity
-    vocabularies,  # sizes of the head
-)->list:  # records
-    "Return seconds, tokens by the formula and peak memory, each quantity varied alone"
-    on_linux = Path("/proc/self/clear_refs").exists()       # memory is measured there only
-    def measured(quantity, value, work, tokens, what, args):
-        taken = [seconds(work) for _ in range(runs + 1)][1:]
-        return {"vary": quantity, "value": value, "seconds": median(taken), "tokens": tokens,
-                "MiB": alone(what, "ours", args) if on_linux else None}
+@dataclass(frozen=True)
+class GrowthCase:
+    "One quantity at one value, and what is measured there"
+    vary: str
+    value: float
+    tokens: float  # by the formula
+    work: object  # function without arguments
+    apart: tuple  # for `alone`: what, and its arguments
 
-    # A group, forward and backward, around the usual size; then the head alone.
-    rows = []
+def growth_cases(policy, size, sweeps, vocabularies):
+    "Yield a group around the usual size, each quantity varied alone; then the head by itself"
     for name, values in sweeps.items():
         for value in values:
             at = BASE | {name: value}
-            rows.append(measured(name, value, one_group(policy, **at), tokens(**at), "group",
-                                 (*at.values(), *size)))
+            yield GrowthCase(name, value, tokens(**at), one_group(policy, **at),
+                             ("group", (*at.values(), *size)))
     for V in vocabularies:
-        work = partial(head_work, V, 576, 1024, head_logps)
-        rows.append(measured("V", V, work, V, "head", (V, 576, 1024)))
-    return rows
+        sizes = (V, 576, 1024)
+        yield GrowthCase("V", V, V, partial(head_work, *sizes, head_logps), ("head", sizes))
+
+def growth_row(case, runs)->dict:
+    "Return seconds and, on Linux, the peak memory of a case"
+    taken = [seconds(case.work) for _ in range(runs + 1)][1:]
+    what, args = case.apart
+    on_linux = Path("/proc/self/clear_refs").exists()
+    return {"vary": case.vary, "value": case.value, "seconds": median(taken),
+            "tokens": case.tokens, "MiB": alone(what, "ours", args) if on_linux else None}
 
 # %% ../nbs/07_speed.ipynb #f509b378
 KINDS = {"matrix products": ("mm", "bmm", "addmm", "baddbmm"),
@@ -882,7 +896,8 @@ def growth(
 )->list:  # records
     "Return how seconds and memory grow with each quantity, and write growth.json"
     policy, _ = sides(width, layers)
-    rows = growth_rows(policy, (width, layers), runs, sweeps, vocabularies)
+    cases = growth_cases(policy, (width, layers), sweeps, vocabularies)
+    rows = [growth_row(case, runs) for case in cases]
     written = {"rows": rows, "spent": spent(policy), "machine": machine()}
     folder = Path(out)
     folder.mkdir(parents=True, exist_ok=True)
