@@ -251,13 +251,24 @@ def fitted(policy, problem):
     except (AttributeError, KeyError, RuntimeError, TypeError, ValueError):
         return None
 
+def first_answer(policy, probe:Probe)->list:    # as `own_group`
+    "Return what a model says of the probe, or raise where it does not run at all."
+    try:
+        return own_group(policy, probe.problems[0], probe.responses)
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as e:    # its configuration may say anything
+        kind = policy.base.config.model_type
+        raise ValueError(f"this {kind} model loads but does not run: its config.json does not fit"
+                         f" it ({one_line(e)})") from None
+
 def examine(policy,
             asked="auto",    # "packed", "plain", or whichever is right
            )->Verdict:
     "Return how a policy's rows are to be run, having tried."
     probe = Probe.of(policy)
     with narrow_windows(policy.base), torch.no_grad():
-        own = own_group(policy, probe.problems[0], probe.responses)
+        own = first_answer(policy, probe)
         scale = fitted(policy, probe.problems[0])
         bound = bound_of(is_exact(policy.base), rounding(policy, probe, own, scale))
         verdict = Verdict(head_scale=scale, bound=bound)
