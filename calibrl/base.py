@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from .files import replace_folder, write_atomic
+from .files import read_object, replace_folder, write_atomic
 from .prompts import one_line
 
 # %% ../nbs/01c_base.ipynb #175a7150
@@ -191,7 +191,7 @@ def adapter_advice(folder, model)->str:
     for file in ("adapter_config.json", "adapter_model.safetensors"):
         if not (folder/file).exists():
             raise FileNotFoundError(f"no adapter in {str(folder)!r}: {file} is missing")
-    note = json.loads((folder/"base.json").read_text()) if (folder/"base.json").exists() else {}
+    note = read_object(folder/"base.json") if (folder/"base.json").exists() else {}
     trained_on = note.get("model") or "the model it was trained on"
     advice = f"load it with {trained_on}, or train a new one"
     if note.get("fingerprint") not in (None, fingerprint(model)):
@@ -199,11 +199,17 @@ def adapter_advice(folder, model)->str:
     return advice
 
 # %% ../nbs/01c_base.ipynb #dd96d3c8
+def not_finite(model):     # peft model
+    "Return the name of an adapter's matrix with a number that is none, or infinite, or None."
+    return next((name for name, weight in model.named_parameters()
+                 if "lora_" in name and not weight.isfinite().all()), None)
+
 def load_adapter(model, folder):    # frozen base, Path
     "Return the model with a saved adapter, if all of it fits."
     from peft import PeftModel, get_peft_model_state_dict
     from safetensors import SafetensorError, safe_open
     advice = adapter_advice(folder, model)
+    read_object(folder/"adapter_config.json")
     misfit = f"the adapter in {str(folder)!r} does not fit this model: {advice}"
     weights = folder/"adapter_model.safetensors"
     try:
@@ -214,8 +220,12 @@ def load_adapter(model, folder):    # frozen base, Path
     except SafetensorError as e:
         raise ValueError(f"adapter_model.safetensors in {str(folder)!r} is damaged: "
                          f"{one_line(e)}") from None
-    except (RuntimeError, ValueError, KeyError, TypeError) as e:
+    except (RuntimeError, ValueError, KeyError, TypeError, AttributeError) as e:
         raise ValueError(f"{misfit} ({one_line(e)})") from None
+    broken = not_finite(peft_model)
+    if broken:
+        raise ValueError(f"the adapter in {str(folder)!r} holds numbers that are not finite, in"
+                         f" {broken}: take an earlier checkpoint's, or train a new one")
 
     # peft only warns of matrices that one of the two lacks
     if strange:
@@ -312,13 +322,22 @@ def recompute_activations(model,      # transformers or peft model
     model.disable_input_require_grads()
 
 # %% ../nbs/01c_base.ipynb #6a81c6f5
+def save_files(folder, *parts):     # models, and what reads for them
+    "Save parts of a model as files of one folder, or raise OSError."
+    from safetensors import SafetensorError
+    for part in parts:
+        try:
+            part.save_pretrained(str(folder))
+        except (OSError, SafetensorError) as e:      # a full disk is the second to safetensors
+            raise OSError(f"{folder} could not be written ({one_line(e)})") from None
+
 def save_adapter(model,    # peft model
                  path):    # folder to write
     "Save the adapter alone, as a folder that plain peft loads, and a note of its base."
     if not hasattr(model, "peft_config"):
         raise ValueError("this policy has no adapter to save: "
                          "load it with a lora_rank or an adapter")
-    model.save_pretrained(str(path))
+    save_files(path, model)
     note = {"model": model.get_base_model().config._name_or_path, "fingerprint": fingerprint(model)}
     write_atomic(Path(path)/"base.json", json.dumps(note) + "\n")
 
@@ -332,8 +351,7 @@ def find_adapter(run)->tuple:    # folder, name of the base
     if folder is None:
         raise FileNotFoundError(f"no adapter in {str(run)!r}: neither adapter_config.json "
                                 "nor adapter/adapter_config.json is there")
-    config = json.loads((folder/"adapter_config.json").read_text())
-    return folder, config.get("base_model_name_or_path")
+    return folder, read_object(folder/"adapter_config.json").get("base_model_name_or_path")
 
 # %% ../nbs/01c_base.ipynb #9e663fda
 def check_export(run, out, base, dtype):    # folder, Path, name of the base or None, name
@@ -366,8 +384,12 @@ def export(run:str,               # run folder, or folder of an adapter
     merged = add_adapter(frozen, adapter=folder).merge_and_unload(safe_merge=True)
 
     # All of it or nothing
-    with replace_folder(out) as new:
-        merged.save_pretrained(new)
-        processor.save_pretrained(new)
+    try:
+        with replace_folder(out) as new:
+            save_files(new, merged, processor)
+    except OSError as e:
+        needed = sum(weight.nbytes for weight in merged.parameters())/2**20
+        raise OSError(f"{e}; nothing is left of it, the adapter is as it was: free"
+                      f" {needed:,.0f} MiB there, or give another --out") from None
     count = sum(weight.numel() for weight in merged.parameters())
     print(f"{out}: {count:,} parameters in {dtype}, {base} with the adapter of {run}")

@@ -156,7 +156,8 @@ def bench(
     """
     from calibrl import speed
     from calibrl.runs.folder import run_folder
-    speed.bench(str(run_folder(out, "bench")), quick, only)
+    with run_folder(out, "bench") as folder:
+        speed.bench(str(folder), quick, only)
 
 # %% ../nbs/06_cli.ipynb #c0a11e02
 def of_room(path,     # "module.function" below calibrl

@@ -6,7 +6,7 @@
 __all__ = []
 
 # %% ../nbs/00f_files.ipynb #1aee40d6
-import importlib.resources, json, math, os, shutil
+import hashlib, importlib.resources, json, math, os, shutil
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -40,6 +40,14 @@ def sync_folder(folder):
         finally:
             os.close(descriptor)
 
+# %% ../nbs/00f_files.ipynb #9d7211b1
+def delete(path):
+    "Delete a file, a link or a folder, whichever it is."
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
 # %% ../nbs/00f_files.ipynb #72a2b8c5
 @contextmanager
 def replace_folder(folder,          # to be made or replaced whole
@@ -48,14 +56,13 @@ def replace_folder(folder,          # to be made or replaced whole
     "Write a folder such that a crash leaves the old one or the new one, never a part."
     folder = Path(folder)
     new = folder.with_name(f".{folder.name}.new")
-    shutil.rmtree(new, ignore_errors=True)
+    delete(new)
     new.mkdir(parents=True)
     try:
         yield new
         if durable:
             sync_folder(new)
-        if folder.exists():
-            shutil.rmtree(folder)
+        delete(folder)
         new.rename(folder)
         if durable:
             sync_folder(folder.parent)
@@ -83,6 +90,10 @@ def asset_path(
     return Path(str(importlib.resources.files("calibrl")))/"assets"/name
 
 # %% ../nbs/00f_files.ipynb #e59d4f5d
+def is_number(value)->bool:
+    "Return whether a value is a finite number."
+    return isinstance(value, (int, float)) and math.isfinite(value)
+
 def finite_or_none(value):
     "Return what JSON can hold: numbers that are not finite become None."
     if isinstance(value, dict):
@@ -163,3 +174,28 @@ def json_row(path, number:int, line:bytes)->dict:
         kind = type(row).__name__
         raise ValueError(f"{path}, line {number}: no JSON object but {kind}; {row_advice(path)}")
     return row
+
+# %% ../nbs/00f_files.ipynb #d7423e48
+def read_object(path)->dict:
+    "Return the object in a JSON file, or raise ValueError that names the file."
+    try:
+        found = json.loads(Path(path).read_bytes())
+    except (ValueError, RecursionError) as e:
+        raise ValueError(f"{path} is not JSON ({e})") from None
+    if not isinstance(found, dict):
+        raise ValueError(f"{path} holds no JSON object but {type(found).__name__}")
+    return found
+
+# %% ../nbs/00f_files.ipynb #57179152
+def file_hash(path)->str:     # 64 hexadecimal digits
+    "Return the SHA-256 of a file's bytes."
+    total = hashlib.sha256()
+    with open(path, "rb") as file:
+        while part := file.read(1 << 20):
+            total.update(part)
+    return total.hexdigest()
+
+def folder_hashes(folder)->dict:     # by path from the folder
+    "Return the hash of each file below a folder."
+    files = sorted(path for path in Path(folder).rglob("*") if path.is_file())
+    return {path.relative_to(folder).as_posix(): file_hash(path) for path in files}

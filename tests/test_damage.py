@@ -1,10 +1,18 @@
 """Files that came to harm: each is a line that names it and says what to do, and nothing of a run
 is lost."""
 import json
+import shutil
 
 import pytest
+import torch
+from safetensors.torch import load_file, save_file
 
 from calibrl.cli import main
+from calibrl.config import Config
+from calibrl.files import read_jsonl
+from calibrl.rollout import Policy
+from calibrl.runs import checkpoints as C
+from calibrl.train import make_optimizer
 
 
 def said(capsys):
@@ -42,3 +50,227 @@ def test_a_data_file_with_one_readable_row_is_read(tmp_path, capsys):
     data.write_bytes(ROW.encode("latin-1")*3 + json.dumps(row).encode())
     assert main(["data", "check", str(data)]) == 0
     assert "4 rows" in capsys.readouterr().out
+
+
+SMALL = ["--prompts", "2", "--responses", "2", "--mini-batches", "1", "--max-new-tokens", "24",
+         "--steps", "4", "--save-every", "2"]
+NEWEST = "checkpoints/step-4"
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    "A finished run of four steps, with checkpoints after two and four."
+    out = tmp_path_factory.mktemp("run")/"whole"
+    assert main(["train", *SMALL, "--out", str(out)]) == 0
+    return out
+
+
+@pytest.fixture
+def cut(whole, tmp_path):
+    "The same run as if it had been killed before its summary."
+    out = tmp_path/"run"
+    shutil.copytree(whole, out)
+    (out/"summary.json").unlink()
+    return out
+
+
+def go_on(out):
+    return main(["train", *SMALL, "--out", str(out)])
+
+
+def without_clock(out):
+    return [row | {"seconds": 0} for row in read_jsonl(out/"metrics.jsonl")]
+
+
+def logs(out):
+    return [(out/name).read_bytes() for name in ("metrics.jsonl", "samples.jsonl")]
+
+
+def falls_back(out, whole, capsys, *words):
+    "The newest checkpoint is named and passed over, and the run ends as it would have."
+    assert go_on(out) == 0
+    err = capsys.readouterr().err
+    for word in ("step-4 cannot be read", "trying the one before", *words):
+        assert word in err, err
+    assert without_clock(out) == without_clock(whole)
+    name = "adapter/adapter_model.safetensors"
+    assert (out/name).read_bytes() == (whole/name).read_bytes()
+
+
+def unhashed(folder):
+    "Make a checkpoint one of an older version."
+    (folder/"checksums.json").unlink(missing_ok=True)
+    return folder
+
+
+# ---- checkpoints
+FILES = ["adapter/adapter_model.safetensors", "adapter/adapter_config.json", "adapter/base.json",
+         "state.safetensors", "state.json"]
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_one_changed_bit_is_found(whole, cut, capsys, name):
+    "In the last byte of a file it leaves tensors and JSON that can be read."
+    file = cut/NEWEST/name
+    data = bytearray(file.read_bytes())
+    data[-1] ^= 1
+    file.write_bytes(data)
+    falls_back(cut, whole, capsys, f"{name} is damaged")
+
+
+def test_a_missing_file_is_found(whole, cut, capsys):
+    (cut/NEWEST/"adapter/base.json").unlink()
+    falls_back(cut, whole, capsys, "adapter/base.json is missing")
+
+
+@pytest.mark.parametrize("content", ["{}", "[]", "", '{"step": 4}',
+                                     '{"step": 4, "metrics.jsonl": "9", "samples.jsonl": -1}'])
+def test_a_state_that_says_nothing_cuts_no_log(whole, cut, capsys, content):
+    (unhashed(cut/NEWEST)/"state.json").write_text(content)
+    falls_back(cut, whole, capsys, "state.json")
+
+
+@pytest.mark.parametrize("content", ["{}", "["])
+def test_without_a_readable_checkpoint_nothing_is_touched(cut, capsys, content):
+    for path in (cut/"checkpoints").iterdir():
+        (unhashed(path)/"state.json").write_text(content)
+    before = logs(cut)
+    assert go_on(cut) == 2
+    line = said(capsys)
+    assert f"no checkpoint in {cut/'checkpoints'} can be read" in line and "another --out" in line
+    assert logs(cut) == before
+
+
+@pytest.mark.parametrize("part, name, value", [
+    ("adapter", "adapter_model.safetensors", float("nan")),
+    (".", "state.safetensors", float("inf"))])
+def test_numbers_that_are_none_are_found_without_checksums(whole, cut, capsys, part, name, value):
+    file = unhashed(cut/NEWEST)/part/name
+    tensors = load_file(file)
+    key = next(key for key, tensor in tensors.items() if tensor.ndim > 1)
+    tensors[key].view(-1)[0] = value
+    save_file(tensors, file)
+    falls_back(cut, whole, capsys, "numbers that are not finite")
+
+
+@pytest.mark.parametrize("change", [
+    lambda tensors: tensors.pop("random.cpu"),
+    lambda tensors: tensors.update({"random.cpu": tensors["random.cpu"][:9].clone()}),
+    lambda tensors: tensors.update({"optimizer.0.exp_avg": torch.zeros(2, 3)}),
+    lambda tensors: tensors.update({"optimizer.900.exp_avg": torch.zeros(2, 3)}),
+    lambda tensors: tensors.update({"optimizer.x.exp_avg": torch.zeros(2, 3)}),
+    lambda tensors: tensors.update({"optimizer": torch.zeros(2, 3)})],
+    ids=["no noise", "short noise", "shape", "number", "name", "bare"])
+def test_moments_that_do_not_fit_are_found_without_checksums(whole, cut, capsys, change):
+    file = unhashed(cut/NEWEST)/"state.safetensors"
+    tensors = load_file(file)
+    change(tensors)
+    save_file(tensors, file)
+    falls_back(cut, whole, capsys, "state.safetensors")
+
+
+def test_a_checkpoint_of_an_older_version_goes_on_and_says_so(whole, cut, capsys):
+    unhashed(cut/NEWEST)
+    assert go_on(cut) == 0
+    assert "step-4 has no checksums.json" in capsys.readouterr().err
+    assert without_clock(cut) == without_clock(whole)
+
+
+def test_a_checkpoint_that_is_a_file_is_replaced_in_time(whole, cut, capsys):
+    shutil.rmtree(cut/NEWEST)
+    (cut/NEWEST).write_text("not a folder")
+    falls_back(cut, whole, capsys)
+    assert (cut/NEWEST/"state.json").is_file()
+
+
+def test_what_is_beyond_the_run_does_not_push_its_checkpoints_out(tiny, tmp_path):
+    policy = Policy.from_pretrained(tiny)
+    optimizer = make_optimizer(policy, Config())
+    for step in (1, 2, 99):
+        C.save_checkpoint(tmp_path, step, policy, optimizer, score=step)
+    (tmp_path/"step-99/state.json").write_text('{"score": "high"}')
+    (tmp_path/"step-²").mkdir()
+    C.prune(tmp_path, 1, 2)
+    assert [path.name for path in C.checkpoints(tmp_path)] == ["step-2", "step-99"]
+
+
+@pytest.mark.parametrize("change", [
+    lambda data: data[:100], lambda data: data.replace(b"\n", b" ", 1),
+    lambda data: b"{}\n" + data, lambda data: data[:-1] + b" \n"])
+def test_a_log_that_was_changed_is_not_cut(cut, capsys, change):
+    before = logs(cut)
+    (cut/"metrics.jsonl").write_bytes(change(before[0]))
+    (cut/"samples.jsonl").write_bytes(before[1] + b'{"step": 5, "torn')
+    now = logs(cut)
+    assert go_on(cut) == 2
+    assert str(cut/"metrics.jsonl") in said(capsys)
+    assert logs(cut) == now
+
+
+# ---- other files of a run
+TOML = [b"steps = 4\n[run]\nmodel = 5\nidentity = 3\n", b"run = 5\n", b"run = [1]\n", b"\xff\xfe",
+        b"steps = 'x'\n", b"= 3"]
+METRICS = [b"[1]\n", b'{"step": 1}\n', b"null\n", b"\xff\n", b'"text"\n', b"{}\n", b"[" * 9999,
+           b'{"step": 1, "seconds": "9"}\n']
+CONFIG = [b"", b"[1]", b"5", b"{}", b'{"peft_type": "LORA", "r": "x"}', b'{"peft_type": 7}',
+          b"\xff"]
+
+
+def damages():
+    "Pairs: a command, and a file of a run that it reads with something else in it."
+    for content in TOML:
+        yield "report", "config.toml", content
+        yield "train", "config.toml", content
+    for content in METRICS:
+        yield "report", "metrics.jsonl", content + b"\n"
+    for content in (b"[1]\n", b"\xff\n", b"null\n"):
+        yield "report", "samples.jsonl", content
+    for content in CONFIG:
+        yield "export", "adapter/adapter_config.json", content
+    for content in (b"[1]", b"", b'"x"'):
+        yield "export", "adapter/base.json", content
+    for content in (b"", b"garbage"*99):
+        yield "export", "adapter/adapter_model.safetensors", content
+    yield "eval", "config.toml", b"run = 5\n"
+    yield "eval", "adapter/adapter_config.json", b"[1]"
+    yield "eval", "checkpoints", b"a file"
+
+
+def line_of(command, run, tmp_path):
+    "The arguments of a command that reads a run."
+    return {"report": ["report", str(run)],
+            "train": ["train", *SMALL, "--out", str(run)],
+            "export": ["export", str(run), "--out", str(tmp_path/"merged"), "--dtype", "fp32"],
+            "eval": ["eval", "--adapter", str(run), "--limit", "1", "--out", str(tmp_path/"eval")],
+            }[command]
+
+
+@pytest.mark.parametrize("command, name, content", damages())
+def test_a_damaged_file_of_a_run_is_named(cut, tmp_path, capsys, command, name, content):
+    if (cut/name).is_dir():
+        shutil.rmtree(cut/name)
+    (cut/name).write_bytes(content)
+    assert main(line_of(command, cut, tmp_path)) == 2
+    line = said(capsys)
+    assert "adapter" in line if name.startswith("adapter/") else str(cut/name) in line, line
+    assert not (tmp_path/"merged").exists()
+
+
+@pytest.mark.parametrize("content", [
+    '{"step": 1, "image": 5, "question": ["a"]}', '{"image": "data:image/png;base64,a"}', "{}",
+    '{"images": ["/etc/passwd"], "response": {}, "correct": "x"}'])
+def test_a_strange_sample_is_shown_as_far_as_it_can_be(cut, capsys, content):
+    with open(cut/"samples.jsonl", "a") as file:
+        file.write(content + "\n")
+    assert main(["report", str(cut)]) == 0
+    assert "root:" not in (cut/"report.html").read_text()
+
+
+def test_an_adapter_without_numbers_is_refused(cut, tmp_path, capsys):
+    file = cut/"adapter/adapter_model.safetensors"
+    tensors = load_file(file)
+    for tensor in tensors.values():
+        tensor.fill_(float("nan"))
+    save_file(tensors, file, metadata={"format": "pt"})
+    assert main(line_of("eval", cut, tmp_path)) == 2
+    assert "not finite" in said(capsys)

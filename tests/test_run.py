@@ -19,7 +19,7 @@ from safetensors.torch import load_file
 
 from calibrl import train as T
 from calibrl.cli import main
-from calibrl.files import read_jsonl
+from calibrl.files import folder_hashes, read_jsonl
 from calibrl.geometry import problems
 from calibrl.rollout import Policy
 from calibrl.runs import checkpoints as C
@@ -282,6 +282,9 @@ def test_a_checkpoint_of_another_base_is_not_passed_over(straight, tiny, tmp_pat
     out = unfinished(straight, tmp_path/"run")
     note = out/"checkpoints/step-4/adapter/base.json"
     note.write_text(json.dumps(json.loads(note.read_text()) | {"fingerprint": "0"*16}))
+    hashes = out/"checkpoints/step-4/checksums.json"
+    hashes.unlink()
+    hashes.write_text(json.dumps(folder_hashes(hashes.parent)))
     policy = Policy.from_pretrained(tiny)
     optimizer = T.make_optimizer(policy, T.Config())
     with pytest.raises(ValueError, match="step-4 belongs to another base model"):
@@ -317,7 +320,7 @@ def test_a_checkpoint_comes_into_being_by_one_rename(tiny, tmp_path, monkeypatch
     monkeypatch.setattr(Path, "rename", fails)
     with pytest.raises(OSError, match="the checkpoint of step 1 could not be written"):
         C.save_checkpoint(tmp_path, 1, policy, optimizer)
-    assert seen == [{"adapter", "state.json", "state.safetensors"}]
+    assert seen == [{"adapter", "checksums.json", "state.json", "state.safetensors"}]
     assert list(tmp_path.iterdir()) == []
 
 

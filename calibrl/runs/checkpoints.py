@@ -8,10 +8,11 @@ __all__ = []
 # %% ../../nbs/runs/checkpoints.ipynb #f2b0c56d
 import json, math, shutil
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 
-from ..files import replace_folder, write_atomic
+from ..files import delete, folder_hashes, read_object, replace_folder, write_atomic
 from ..rollout import Policy, fingerprint
 
 # %% ../../nbs/runs/checkpoints.ipynb #7c8c95a0
@@ -27,6 +28,8 @@ def state_tensors(optimizer)->dict:
     return tensors | {f"random.cuda.{i}": state for i, state in enumerate(states)}
 
 # %% ../../nbs/runs/checkpoints.ipynb #7c1e0d12
+HASHES = "checksums.json"
+
 def save_checkpoint(folder,              # of the run's checkpoints
                     step:int,            # the last step done
                     policy:Policy,
@@ -35,7 +38,6 @@ def save_checkpoint(folder,              # of the run's checkpoints
                    )->Path:              # folder/step-N
     "Write a checkpoint whole or not at all."
     import safetensors.torch as st
-    from safetensors import SafetensorError
     done = Path(folder)/f"step-{step}"
     tensors = state_tensors(optimizer)
     try:
@@ -43,7 +45,8 @@ def save_checkpoint(folder,              # of the run's checkpoints
             policy.save(new/"adapter")
             write_atomic(new/"state.safetensors", st.save(tensors), durable=False)
             write_atomic(new/"state.json", json.dumps({"step": step, **state}), durable=False)
-    except (OSError, SafetensorError) as e:
+            write_atomic(new/HASHES, json.dumps(folder_hashes(new), indent=1), durable=False)
+    except OSError as e:
         why = " ".join(str(e).split())
         raise OSError(f"the checkpoint of step {step} could not be written into {Path(folder)}"
                       f" ({why})") from None
@@ -53,30 +56,82 @@ def save_checkpoint(folder,              # of the run's checkpoints
 class Unreadable(ValueError):
     "A checkpoint whose files are damaged."
 
-def read_checkpoint(path)->tuple:     # state, fingerprint of its base, adapter, other tensors
-    "Return what a checkpoint holds, or raise `Unreadable`."
+def check_hashes(folder):
+    "Raise ValueError where a file is not what was written; without hashes nothing is known."
+    if not (folder/HASHES).exists():
+        return
+    found = folder_hashes(folder)
+    for name, value in read_object(folder/HASHES).items():
+        if found.get(name) != value:
+            raise ValueError(f"{name} is {'damaged' if name in found else 'missing'}")
+
+def check_finite(name:str, tensors:dict):
+    "Raise ValueError where a number is none, or infinite."
+    for key, tensor in tensors.items():
+        if tensor.is_floating_point() and not tensor.isfinite().all():
+            raise ValueError(f"{name} holds numbers that are not finite, in {key}")
+
+# %% ../../nbs/runs/checkpoints.ipynb #3cc2e19b
+class Saved(NamedTuple):
+    "What a checkpoint holds."
+    state: dict      # "step", and other numbers
+    base: str        # fingerprint of its base, or None
+    adapter: dict    # tensors by name
+    tensors: dict    # moments and random state
+
+def read_state(folder:Path, numbers)->dict:
+    "Return the numbers of a checkpoint, or raise ValueError where some are missing."
+    state = read_object(folder/"state.json")
+    if state.get("step") != step_of(folder):
+        raise ValueError(f"state.json is of step {state.get('step')!r}")
+    for name in numbers:
+        if type(state.get(name)) is not int or state[name] < 0:
+            raise ValueError(f"state.json has no size of {name}")
+    return state
+
+def read_files(folder:Path, numbers)->Saved:
+    "Return what the files of a checkpoint hold; raise whatever comes where they are damaged."
     import safetensors.torch as st
-    from safetensors import SafetensorError
-    folder = Path(path)
+    check_hashes(folder)
+    state = read_state(folder, numbers)
     note = folder/"adapter"/"base.json"
+    base = read_object(note).get("fingerprint") if note.exists() else None
+    adapter = st.load_file(folder/"adapter"/"adapter_model.safetensors")
+    tensors = st.load_file(folder/"state.safetensors")
+    check_finite("the adapter", adapter)
+    check_finite("state.safetensors", tensors)
+    return Saved(state, base, adapter, tensors)
+
+def read_checkpoint(path,          # folder/step-N
+                    numbers=(),    # names of sizes that must be kept with it
+                   )->Saved:
+    "Return what a checkpoint holds, or raise `Unreadable`."
+    from safetensors import SafetensorError
     try:
-        state = json.loads((folder/"state.json").read_text())
-        base = json.loads(note.read_text()).get("fingerprint") if note.exists() else None
-        adapter = st.load_file(folder/"adapter"/"adapter_model.safetensors")
-        tensors = st.load_file(folder/"state.safetensors")
+        return read_files(Path(path), numbers)
     except (OSError, ValueError, SafetensorError) as e:
         why = " ".join(str(e).split())
         raise Unreadable(f"the checkpoint {path} cannot be read ({why})") from None
-    return state, base, adapter, tensors
 
 # %% ../../nbs/runs/checkpoints.ipynb #c3ba924e
-def restore(tensors:dict, optimizer):
-    "Put an optimiser's moments and torch's random state back."
+def moments_in(tensors:dict, weights:list)->dict:     # by number of the weight
+    "Return the moments of each weight, or raise ValueError where one is of another shape."
     moments = {}
     for name, tensor in tensors.items():
         kind, *rest = name.split(".")
-        if kind == "optimizer":
-            moments.setdefault(int(rest[0]), {})[rest[1]] = tensor
+        if kind != "optimizer":
+            continue
+        number, moment = int(rest[0]), rest[1]
+        # the count of steps is one number
+        if tensor.ndim and tensor.shape != weights[number].shape:
+            raise ValueError(f"{name} has another shape than what is trained")
+        moments.setdefault(number, {})[moment] = tensor
+    return moments
+
+def restore(tensors:dict, optimizer):
+    "Put an optimiser's moments and torch's random state back."
+    weights = [weight for group in optimizer.param_groups for weight in group["params"]]
+    moments = moments_in(tensors, weights)
     optimizer.load_state_dict(optimizer.state_dict() | {"state": moments})
 
     # as many devices as there are now
@@ -89,22 +144,28 @@ def restore(tensors:dict, optimizer):
 def load_checkpoint(path,               # folder/step-N
                     policy:Policy,      # of the same model, with an adapter of the same shape
                     optimizer,          # over `policy.trainable`
+                    numbers=(),         # names of sizes that must be kept with it
                    )->dict:             # "step", and what else was kept
     "Put a checkpoint's adapter, optimiser state and random state back; return its numbers."
     from peft import get_peft_model_state_dict, set_peft_model_state_dict
-    state, base, adapter, tensors = read_checkpoint(path)
+    saved = read_checkpoint(path, numbers)
 
     # the same model, and an adapter of the same shape
-    if base not in (None, fingerprint(policy.model)):
+    if saved.base not in (None, fingerprint(policy.model)):
         raise ValueError(f"the checkpoint {path} belongs to another base model: give the run"
                          " another --out, or the model that it began with")
     mine = {k: v.shape for k, v in get_peft_model_state_dict(policy.model).items()}
-    if mine != {k: v.shape for k, v in adapter.items()}:
+    if mine != {k: v.shape for k, v in saved.adapter.items()}:
         raise ValueError(f"the checkpoint {path} is of another model or lora_rank: its adapter has"
                          " other tensors than this policy's")
-    set_peft_model_state_dict(policy.model, adapter)
-    restore(tensors, optimizer)
-    return state
+    set_peft_model_state_dict(policy.model, saved.adapter)
+    try:
+        restore(saved.tensors, optimizer)
+    except (KeyError, IndexError, TypeError, ValueError, RuntimeError) as e:
+        why = " ".join(str(e).split())
+        raise Unreadable(f"the checkpoint {path} cannot be read (state.safetensors: {why})"
+                         ) from None
+    return saved.state
 
 # %% ../../nbs/runs/checkpoints.ipynb #7c1e0d14
 def step_of(path)->int:
@@ -113,25 +174,33 @@ def step_of(path)->int:
 
 def checkpoints(folder)->list:
     "Return the checkpoints of a run, oldest first."
-    found = [p for p in Path(folder).glob("step-*") if p.name[5:].isdigit()]
+    folder = Path(folder)
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"{folder} should be a folder of checkpoints and is a file: take it away")
+    found = [p for p in folder.glob("step-*") if p.name[5:].isdecimal()]
     return sorted(found, key=step_of)
 
 # %% ../../nbs/runs/checkpoints.ipynb #480f8bc4
 def score_of(path)->float:
     "Return the score of a checkpoint; minus infinity where it cannot be read."
     try:
-        return json.loads((path/"state.json").read_text())["score"]
-    except (OSError, ValueError, KeyError):
+        score = read_object(path/"state.json").get("score")
+    except (OSError, ValueError):
         return -math.inf
+    return score if isinstance(score, (int, float)) else -math.inf
 
 def best_checkpoint(folder):
     "Return the checkpoint with the highest score, the newest of equals, or None."
     return max(checkpoints(folder), key=lambda p: (score_of(p), step_of(p)), default=None)
 
 # %% ../../nbs/runs/checkpoints.ipynb #0bbe7c39
-def prune(folder, keep:int):
+def prune(folder,
+          keep:int,         # newest to keep, beside the best
+          step=math.inf,    # the last one done; what is beyond it does not count, and stays
+         ):
     "Delete all checkpoints but the newest `keep` and the best, and what is half-written."
-    for path in set(checkpoints(folder)[:-keep]) - {best_checkpoint(folder)}:
-        shutil.rmtree(path)
+    done = [path for path in checkpoints(folder) if step_of(path) <= step]
+    for path in set(done[:-keep]) - {best_checkpoint(folder)}:
+        delete(path)
     for path in Path(folder).glob(".step-*.new"):
         shutil.rmtree(path, ignore_errors=True)

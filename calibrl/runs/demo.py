@@ -186,10 +186,9 @@ def begin_demo(out, cfg:Config)->tuple:     # policy, problems
     return policy, problems
 
 # %% ../../nbs/runs/demo.ipynb #3f5d3771
-def run_demo(out, cfg:Config, size:int, k:int):     # problems of the test, answers to each
+def demo_in(out, cfg:Config, size:int, k:int):     # an empty folder, ours alone
     "Train the embedded policy between two exams; leave a report of what changed."
     start = time.time()
-    out = run_folder(out, "demo")
     policy, problems = begin_demo(out, cfg)
 
     # an exam, the run, the exam again
@@ -207,3 +206,12 @@ def run_demo(out, cfg:Config, size:int, k:int):     # problems of the test, answ
               "seconds": time.time() - start, "versions": versions()}
     write_atomic(out/"summary.json", json.dumps(record, indent=1))
     say_demo(out, figures, bound, rows, time.time() - start)
+
+def run_demo(out, cfg:Config, size:int, k:int):     # problems of the test, answers to each
+    "Train the embedded policy in a folder, or raise OSError that says what is left."
+    with run_folder(out, "demo") as folder:
+        try:
+            demo_in(folder, cfg, size, k)
+        except OSError as e:
+            raise OSError(f"{e}; what was written before stays in {folder}: free room there, and"
+                          " give another --out") from None

@@ -6,7 +6,7 @@
 __all__ = []
 
 # %% ../../nbs/runs/evaluation.ipynb #1a8ad3bb
-import json, sys
+import contextlib, json, sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -14,7 +14,7 @@ from ..eval import (BENCHMARKS, changes, columns, identity, read_answers, rescor
                           run_benchmark, write_results)
 from ..files import write_atomic
 from ..rollout import Policy
-from .folder import run_folder
+from .folder import is_free, lock, run_folder
 from .sources import adapter_folder, model_path, versions
 from .tables import table
 
@@ -68,20 +68,24 @@ def benchmark_sets(names, limit, data_dir)->tuple:     # problems by name, names
     return sets, missing
 
 # %% ../../nbs/runs/evaluation.ipynb #e5a1b7c6
-def eval_folder(
-    out,                # folder, or None for a new one
-    settings:dict,      # what the answers depend on
-    who:dict=None,      # `calibrl.eval.identity` of the policy
-)->Path:
-    "Return a new folder, or that of an interrupted evaluation of the same policy and settings."
-    file = out and Path(out)/"eval.json"
-    if not file or not file.exists():
-        out = run_folder(out, "eval")
-        about = {"policy": who, "versions": versions()}
-        write_atomic(out/"eval.json", json.dumps(settings | about, indent=1))
-        return out
-    old = json.loads(file.read_text())
-    holds = f"{out} holds an evaluation"
+def eval_notes(path)->dict|None:
+    "Return what an evaluation's folder says of it; None where that was never finished."
+    file = path/"eval.json"
+    if not file.exists():
+        raise ValueError(f"{path} is not empty and holds no evaluation: give another --out")
+    try:
+        found = json.loads(file.read_bytes())
+    except (ValueError, RecursionError):
+        print(f"calibrl eval: {file} was not written whole; it is written again (each answer says"
+              " itself how it was made)", file=sys.stderr)
+        return None
+    if not isinstance(found, dict) or not isinstance(found.get("policy") or {}, dict):
+        raise ValueError(f"{file} is not what an evaluation writes: give another --out")
+    return found
+
+def check_evaluation(path, old:dict, settings:dict, who:dict):
+    "Raise ValueError where a folder holds an evaluation of another policy, or made otherwise."
+    holds = f"{path} holds an evaluation"
 
     # names of model and adapter are no settings: what they hold decides
     if who and not old.get("policy"):
@@ -93,7 +97,33 @@ def eval_folder(
     other = changes(old, {k: v for k, v in settings.items() if k not in names})
     if other:
         raise ValueError(f"{holds} with other settings ({other}): give another --out")
-    return Path(out)
+
+# %% ../../nbs/runs/evaluation.ipynb #c227b392
+@contextlib.contextmanager
+def old_folder(path):     # within: the folder
+    "Lock a folder that is there."
+    held = lock(path)
+    try:
+        yield path
+    finally:
+        held.release()
+
+@contextlib.contextmanager
+def eval_folder(
+    out,                # folder, or None for a new one
+    settings:dict,      # what the answers depend on
+    who:dict=None,      # `calibrl.eval.identity` of the policy
+):                      # within: the folder
+    "Lock a new folder, or that of an interrupted evaluation of the same policy and settings."
+    is_new = not out or is_free(Path(out))
+    with run_folder(out, "eval") if is_new else old_folder(Path(out)) as path:
+        old = None if is_new else eval_notes(path)
+        if old is None:
+            about = {"policy": who, "versions": versions()}
+            write_atomic(path/"eval.json", json.dumps(settings | about, indent=1))
+        else:
+            check_evaluation(path, old, settings, who)
+        yield path
 
 # %% ../../nbs/runs/evaluation.ipynb #e5a1b7c4
 def show_metrics(rows:list):     # one a benchmark, from `calibrl.eval.write_results`
@@ -126,18 +156,20 @@ def evaluate_policy(spec:EvalSpec, sets:dict, out, before, lmms:bool)->Path:
     adapter = spec.adapter and adapter_folder(spec.adapter)
     policy = Policy.from_pretrained(model_path(spec.model, spec.adapter), bits=spec.bits,
                                     lora_rank=0, adapter=adapter, rows=spec.rows)
-    out = eval_folder(out, asdict(spec), identity(policy))
-    try:
-        rows = answer_benchmarks(policy, sets, out, spec)
-    except KeyboardInterrupt:
-        print(f"\nThe answers so far are kept: the same command with --out {out} goes on.",
-              file=sys.stderr)
-        raise
-    title = f"Evaluation of {spec.model or spec.adapter or 'the embedded policy'}"
-    show_metrics(write_results(rows, out, title, before, lmms))
-    print(f"Every answer with its verdict: {out/'answers.jsonl'}; to look at:"
-          f" {out/'report.html'}, {out/'results.md'}, {out/'results.csv'}")
-    return out
+    with eval_folder(out, asdict(spec), identity(policy)) as folder:
+        goes_on = f"answers so far are kept: the same command with --out {folder} goes on"
+        try:
+            rows = answer_benchmarks(policy, sets, folder, spec)
+            title = f"Evaluation of {spec.model or spec.adapter or 'the embedded policy'}"
+            show_metrics(write_results(rows, folder, title, before, lmms))
+        except KeyboardInterrupt:
+            print(f"\nThe {goes_on}.", file=sys.stderr)
+            raise
+        except OSError as e:
+            raise OSError(f"{e}; free room there, the {goes_on}") from None
+    print(f"Every answer with its verdict: {folder/'answers.jsonl'}; to look at:"
+          f" {folder/'report.html'}, {folder/'results.md'}, {folder/'results.csv'}")
+    return folder
 
 # %% ../../nbs/runs/evaluation.ipynb #2f241e49
 def run_evaluation(spec:EvalSpec,
@@ -158,7 +190,8 @@ def run_evaluation(spec:EvalSpec,
                                 " --against wants the folder of an evaluation")
     sets, missing = benchmark_sets(names, spec.limit, data_dir)
     if log:
-        show_metrics(rescore(log, sets, run_folder(out, "eval"), before))
+        with run_folder(out, "eval") as folder:
+            show_metrics(rescore(log, sets, folder, before))
         return
     out = evaluate_policy(spec, sets, out, before, lmms)
     if missing:

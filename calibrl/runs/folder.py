@@ -6,12 +6,14 @@
 __all__ = []
 
 # %% ../../nbs/runs/folder.ipynb #83f40109
+import contextlib
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from ..config import Config, load_config
+from ..config import Config, load_config, read_toml
+from ..files import check_writable
 
 # %% ../../nbs/runs/folder.ipynb #39403094
 def numbered(root, name:str):     # generator of paths
@@ -23,20 +25,69 @@ def numbered(root, name:str):     # generator of paths
         number += 1
 
 def is_free(path)->bool:
-    "Return whether a folder is empty or not there yet."
-    return not path.exists() or path.is_dir() and not any(path.iterdir())
+    "Return whether a folder holds nothing, hidden files apart, or is not there yet."
+    return not path.exists() or path.is_dir() and all(p.name[0] == "." for p in path.iterdir())
+
+# %% ../../nbs/runs/folder.ipynb #ed7b9211
+def make_folder(path):
+    "Make a folder that can be written to, or raise OSError with what to do."
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as e:
+        raise OSError(f"{path} cannot be made ({e.strerror}): give another --out") from None
+    check_writable(path)
+
+def lock(path)->FileLock:     # to be kept, and released
+    "Claim a folder for this process, or raise ValueError where another one has it."
+    claim = FileLock(Path(path)/".lock")
+    try:
+        claim.acquire(timeout=0)
+    except Timeout:
+        raise ValueError(f"{path} is in use: another process works there; wait for it, or give"
+                         " another --out") from None
+    return claim
+
+def is_locked(path)->bool:
+    "Return whether a process works in a folder."
+    try:
+        lock(path).release()
+    except ValueError:
+        return True
+    return False
 
 # %% ../../nbs/runs/folder.ipynb #835b81ec
+def claim_free(path)->FileLock:
+    "Make and lock a folder, or raise ValueError where it is in use, or holds something."
+    taken = ValueError(f"{path} is not empty: give another --out")
+    if not is_free(path):
+        raise taken
+    make_folder(path)
+    held = lock(path)
+
+    # another process may have been there in between
+    if not is_free(path):
+        held.release()
+        raise taken
+    return held
+
+@contextlib.contextmanager
 def run_folder(out,            # folder, or None for the first free of runs/NAME, runs/NAME-2, ...
                name,           # of the command
                root="runs",    # where numbered folders go
-              )->Path:         # an existing, empty folder
-    "Make the folder of a run without overwriting an earlier one."
-    if out and not is_free(Path(out)):
-        raise ValueError(f"{Path(out)} is not empty: give another --out")
-    path = Path(out) if out else next(filter(is_free, numbered(root, name)))
-    path.mkdir(parents=True, exist_ok=True)
-    return path
+              ):               # within: an existing, empty folder
+    "Make and lock the folder of a run without overwriting an earlier one."
+    held = None
+    for path in [Path(out)] if out else numbered(root, name):
+        try:
+            held = claim_free(path)
+            break
+        except ValueError:
+            if out:
+                raise
+    try:
+        yield path
+    finally:
+        held.release()
 
 # %% ../../nbs/runs/folder.ipynb #3d530a63
 @dataclass(frozen=True)
@@ -55,6 +106,27 @@ class RunSpec:
     bits: int | None = None                 # 4, 8, or None for full precision
     lora_rank: int = 16                     # of the adapter
 
+# %% ../../nbs/runs/folder.ipynb #fce44eb3
+def run_notes(path)->dict:
+    "Return what a run's config.toml says beside its `Config`, or raise ValueError that names it."
+    file = Path(path)/"config.toml"
+    noted = read_toml(file).get("run", {})
+    if not isinstance(noted, dict) or not isinstance(noted.get("identity", {}), dict):
+        raise ValueError(f"{file}: [run] and its identity must be tables; put the file back as it"
+                         " was, or give another folder")
+    return noted
+
+def read_run(path)->tuple:     # Config, and what else the run notes
+    "Return what the config.toml of a run says, or raise an error that names the file."
+    file = Path(path)/"config.toml"
+    noted = run_notes(path)
+    try:
+        return load_config(file), noted
+    except ValueError as e:
+        why = str(e).removeprefix(f"{file}: ")
+        raise ValueError(f"{file}: {why}; put the file back as it was, or give another folder"
+                         ) from None
+
 # %% ../../nbs/runs/folder.ipynb #9bcf9e9c
 # Options that leave every number of a run as it is
 MAY_CHANGE = ("sample_every", "save_every", "keep", "max_broken", "gradient_checkpointing")
@@ -64,10 +136,8 @@ def other_options(path,           # of a run
                   more:dict,      # what else decides the run
                  )->list:         # texts
     "Return in which options a run differs from what is asked for now."
-    import tomlkit
-    file = Path(path)/"config.toml"
-    noted = tomlkit.parse(file.read_text(encoding="utf-8")).unwrap().get("run", {})
-    then = asdict(load_config(file)) | dict.fromkeys(more) | noted
+    then_cfg, noted = read_run(path)
+    then = asdict(then_cfg) | dict.fromkeys(more) | noted
     found = []
     for name, value in (asdict(cfg) | more).items():
         as_the_run = name == "sample_prompts" and value == 0       # 0: as the run has it
@@ -75,30 +145,10 @@ def other_options(path,           # of a run
             found.append(f"{name} was {then[name]!r} and is {value!r} now")
     return found
 
-# %% ../../nbs/runs/folder.ipynb #ed7b9211
-def lock(path)->FileLock:     # to be kept, and released
-    "Claim a run folder for this process, or raise ValueError where another one has it."
-    claim = FileLock(Path(path)/".lock")
-    try:
-        claim.acquire(timeout=0)
-    except Timeout:
-        raise ValueError(f"{path} is in use: another process is training there") from None
-    return claim
-
-def is_locked(path)->bool:
-    "Return whether a process is training in a folder."
-    try:
-        lock(path).release()
-    except ValueError:
-        return True
-    return False
-
 # %% ../../nbs/runs/folder.ipynb #87f4c905
 def run_state(path, cfg:Config, more:dict)->str:     # "new", "unfinished" or "finished"
     "Return how far the run in a folder is, or raise ValueError where it is another one."
-    if not path.exists():
-        return "new"
-    if path.is_dir() and all(p.name.startswith(".") for p in path.iterdir()):
+    if is_free(path):
         return "new"
     if not (path/"config.toml").is_file():
         raise ValueError(f"{path} is not empty and holds no run: give another --out")
@@ -137,3 +187,24 @@ def find_run(out,               # folder, or None: the newest of runs/train, run
     if last and can_go_on(last, cfg, more):
         return last, "unfinished"
     return path, "new"
+
+# %% ../../nbs/runs/folder.ipynb #9afa360c
+def claim_run(out, name:str, cfg:Config, more:dict, root="runs",     # as in `find_run`
+             )->tuple:     # folder, how far it is, its lock; nobody locks a finished run
+    "Find where a training run goes, or goes on, and lock it."
+    while True:
+        path, state = find_run(out, name, cfg, more, root)
+        if state == "finished":
+            return path, state, None
+        make_folder(path)
+        try:
+            held = lock(path)
+        except ValueError:
+            if out:
+                raise
+            continue
+
+        # another process may have been there in between
+        if run_state(path, cfg, more) == state:
+            return path, state, held
+        held.release()

@@ -6,10 +6,10 @@
 __all__ = []
 
 # %% ../../nbs/runs/logs.ipynb #22c31018
-import contextlib, importlib.util, json, math
+import contextlib, importlib.util, json
 from pathlib import Path
 
-from ..files import append_row, finite_or_none, write_atomic
+from ..files import append_row, finite_or_none, is_number, read_jsonl, write_atomic
 
 # %% ../../nbs/runs/logs.ipynb #9d2f0b11
 LOGS = ("metrics.jsonl", "samples.jsonl")
@@ -28,6 +28,24 @@ def write_row(out, logs, row:dict)->dict:      # the metrics alone
         append_row(samples_log, {"step": row["step"]} | sample)
     append_row(metrics_log, row)
     return row
+
+# %% ../../nbs/runs/logs.ipynb #35966db3
+# what going on and the report need of a step
+NEEDED = ("step", "seconds", "reward", "groups_drawn", "skipped_updates", "verifier_kills")
+
+def read_metrics(out)->list:     # run folder
+    "Return the metrics of a run's steps, or raise ValueError that names a row that is none."
+    path = Path(out)/"metrics.jsonl"
+    rows = read_jsonl(path)
+    for number, row in enumerate(rows, 1):
+        missing = [name for name in NEEDED if not is_number(row.get(name))]
+        if missing:
+            raise ValueError(f"{path}, row {number}: no number for {missing[0]!r}, so it is no step"
+                             " of a run; mend the row")
+        if row["step"] != number:
+            raise ValueError(f"{path}, row {number} is of step {row['step']}: rows are missing, or"
+                             " others are between them; put the file back as it was")
+    return rows
 
 # %% ../../nbs/runs/logs.ipynb #fbe01396
 STATUS = {     # label -> (metric, format)
@@ -90,10 +108,6 @@ def make_tracker(name:str, out, again:bool):
     return tracker
 
 # %% ../../nbs/runs/logs.ipynb #483240ea
-def is_number(value)->bool:
-    "Return whether a value is a finite number."
-    return isinstance(value, (int, float)) and math.isfinite(value)
-
 @contextlib.contextmanager
 def tracking(name, out, config:dict,
              again=False,     # the run went on before

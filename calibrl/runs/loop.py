@@ -12,46 +12,69 @@ from pathlib import Path
 from typing import Callable
 
 from ..config import Config
-from ..files import read_jsonl, replace_folder
+from ..files import replace_folder
 from ..parallel import all_gather, processes
 from ..rollout import Policy
-from .checkpoints import (Unreadable, checkpoints, load_checkpoint, prune,
+from .checkpoints import (HASHES, Unreadable, checkpoints, load_checkpoint, prune,
                                       save_checkpoint)
-from .logs import LOGS, status, tracking, write_row
+from .logs import LOGS, read_metrics, status, tracking, write_row
 from .report import write_report
 from ..train import make_optimizer, train
 
 # %% ../../nbs/runs/loop.ipynb #2b37f55f
+def check_log(file, size:int, step:int):     # size at the checkpoint of that step
+    "Raise ValueError unless a log begins as it was when a checkpoint was written."
+    kept = file.read_bytes()[:size] if file.exists() else b""
+    lines = kept.count(b"\n")
+    fault = ""
+    if len(kept) < size:
+        fault = "is shorter than"
+    elif not kept.endswith(b"\n") and kept or file.name == LOGS[0] and lines != step:
+        fault = "is not as it was"
+    if fault:
+        raise ValueError(f"{file} {fault} when the checkpoint of step {step} was written, so the"
+                         " run cannot go on: put the file back as it was, or give another --out")
+
 def cut_logs(out, state:dict):     # run folder, numbers of a checkpoint
-    "Cut the logs of a run to the length that they had at a checkpoint."
+    "Cut the logs of a run to the length that they had at a checkpoint: all of them, or none."
     for name in LOGS:
-        file = out/name
-        size = state.get(name, 0)
-        there = file.stat().st_size if file.exists() else 0
-        if there < size:
-            raise ValueError(f"{file} is shorter than when the checkpoint of step {state['step']}"
-                             " was written: it was changed since, and the run cannot go on")
-        if file.exists():
-            os.truncate(file, size)
+        check_log(out/name, state[name], state["step"])
+    for name in LOGS:
+        if (out/name).exists():
+            os.truncate(out/name, state[name])
 
 # %% ../../nbs/runs/loop.ipynb #9d2f0b14
+def newest_state(policy:Policy, optimizer,
+                 folder,       # of the run's checkpoints
+                )->dict:       # numbers of the checkpoint, or of the beginning
+    "Put the newest checkpoint back that can be read; raise ValueError where none of several can."
+    found = checkpoints(folder)
+    for path in reversed(found):
+        try:
+            state = load_checkpoint(path, policy, optimizer, LOGS)
+        except Unreadable as e:
+            print(f"calibrl: {e}; trying the one before", file=sys.stderr)
+            continue
+        if not (path/HASHES).exists():
+            print(f"calibrl: {path} has no {HASHES}, so whether its files are as they were written"
+                  " cannot be checked", file=sys.stderr)
+        return state
+    if found:
+        raise ValueError(f"no checkpoint in {folder} can be read, and nothing was changed: put one"
+                         " back as it was, or give another --out")
+    return {"step": 0} | dict.fromkeys(LOGS, 0)
+
 def resume(policy:Policy, optimizer,
            out,              # run folder
           )->list:           # the metrics of the steps that are done
     "Put a run back to its newest readable checkpoint; return the metrics of its steps."
-    state = {"step": 0}
-    for path in reversed(checkpoints(out/"checkpoints")):
-        try:
-            state = load_checkpoint(path, policy, optimizer)
-            break
-        except Unreadable as e:
-            print(f"calibrl: {e}; trying the one before", file=sys.stderr)
+    state = newest_state(policy, optimizer, out/"checkpoints")
 
     # the first process cuts, the others wait until it has
     if processes()[0] == 0:
         cut_logs(out, state)
     all_gather(None)
-    return read_jsonl(out/"metrics.jsonl")
+    return read_metrics(out)
 
 # %% ../../nbs/runs/loop.ipynb #9d2f0b16
 FINISHING = b"\ncalibrl: finishing this step, then saving; Ctrl-C once more to stop at once\n"
@@ -111,7 +134,7 @@ def save_state(recorder:Recorder):
     sizes = {name: file.tell() for name, file in zip(LOGS, recorder.logs, strict=True)}
     save_checkpoint(out/"checkpoints", len(rows), recorder.policy, recorder.optimizer,
                     score=score, **sizes)
-    prune(out/"checkpoints", cfg.keep)
+    prune(out/"checkpoints", cfg.keep, len(rows))
     recorder.saved = len(rows)
 
 # %% ../../nbs/runs/loop.ipynb #23fb8ed6

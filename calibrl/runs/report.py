@@ -6,11 +6,13 @@
 __all__ = []
 
 # %% ../../nbs/runs/report.ipynb #7970fbcc
-import base64, json
+import base64, json, math
 from pathlib import Path
 
-from ..config import Config, load_config
-from ..files import read_jsonl, write_atomic
+from ..config import Config
+from ..files import finite_or_none, is_number, read_jsonl, write_atomic
+from .logs import read_metrics
+from .folder import read_run
 from .sources import versions
 
 # %% ../../nbs/runs/report.ipynb #05669c48
@@ -25,12 +27,21 @@ def summary_line(rows:list, cfg:Config)->dict:
             "skipped steps": sum(bool(r["skipped_updates"]) for r in rows),
             "verifier kills": sum(r["verifier_kills"] for r in rows)}
 
+SHOWN = ("answer", "response", "expert", "correct")
+
+def picture_of(sample:dict)->bytes|None:
+    "Return the file of a sample's picture; None where it has none that can be read."
+    kind, _, data = str(sample.get("image")).partition(",")
+    try:
+        return base64.b64decode(data) if kind.startswith("data:image/") else None
+    except ValueError:
+        return None
+
 def sample_to_show(sample:dict)->dict:
     "Return a line of samples.jsonl as the page shows it."
-    image = sample.get("image")
-    question = f"step {sample['step']}: {sample['question']}"
-    shown = base64.b64decode(image.split(",")[1]) if image else None
-    return sample | {"question": question, "image": shown}
+    shown = {name: sample.get(name) for name in SHOWN}
+    shown["question"] = f"step {sample.get('step')}: {sample.get('question')}"
+    return shown | {"image": picture_of(sample)}
 
 # %% ../../nbs/runs/report.ipynb #7941d3d4
 def write_report(out,          # run folder
@@ -39,10 +50,10 @@ def write_report(out,          # run folder
     "Write report.html of a training run from its files."
     from calibrl import viz
     out = Path(out)
-    rows = read_jsonl(out/"metrics.jsonl") if rows is None else rows
     if not (out/"config.toml").exists():
         raise FileNotFoundError(f"no run in {str(out)!r}: config.toml is missing")
-    cfg = load_config(out/"config.toml")
+    cfg, _ = read_run(out)
+    rows = read_metrics(out) if rows is None else rows
     samples = [sample_to_show(s) for s in read_jsonl(out/"samples.jsonl")[-24:]]
 
     # the parts of the page
@@ -60,8 +71,9 @@ def write_report(out,          # run folder
 
 # %% ../../nbs/runs/report.ipynb #9d2f0c16
 def mean_of(rows:list, key:str)->float:
-    "Return the mean of a metric over steps."
-    return sum(row[key] for row in rows)/len(rows)
+    "Return the mean of a metric over the steps that have it; nan where none has."
+    found = [row[key] for row in rows if is_number(row.get(key))]
+    return sum(found)/len(found) if found else math.nan
 
 def finish(out, rows:list):
     "Write report and summary of a finished run, and say how it went."
@@ -71,10 +83,10 @@ def finish(out, rows:list):
     summary = {"steps": len(rows), "first and last ten steps": ends,
                "seconds": sum(r["seconds"] for r in rows),
                "skipped": sum(bool(r["skipped_updates"]) for r in rows), "versions": versions()}
-    write_atomic(out/"summary.json", json.dumps(summary, indent=1))
+    write_atomic(out/"summary.json", json.dumps(finite_or_none(summary), indent=1))
     if rows:
-        first, last = rows[0], rows[-1]
-        print(f"accuracy of the samples {first['accuracy']:.2f} at the first step,"
-              f" {last['accuracy']:.2f} at the last;"
-              f" entropy {first['entropy']:.3f}, {last['entropy']:.3f}")
+        accuracy, entropy = ([mean_of(part, key) for part in (rows[:1], rows[-1:])]
+                             for key in ("accuracy", "entropy"))
+        print(f"accuracy of the samples {accuracy[0]:.2f} at the first step,"
+              f" {accuracy[1]:.2f} at the last; entropy {entropy[0]:.3f}, {entropy[1]:.3f}")
     print(f"Files in {out}, to look at: {out/'report.html'}. Next: calibrl eval --adapter {out}")

@@ -6,13 +6,13 @@
 __all__ = []
 
 # %% ../../nbs/runs/sources.ipynb #5e92c25b
-import sys
+import contextlib, sys
 from dataclasses import replace
 from pathlib import Path
 
 from .. import __version__
 from ..files import write_atomic
-from .folder import RunSpec
+from .folder import RunSpec, run_notes
 
 # %% ../../nbs/runs/sources.ipynb #88c79f47
 def versions()->dict:
@@ -25,22 +25,19 @@ def versions()->dict:
 # %% ../../nbs/runs/sources.ipynb #a73931e9
 def adapter_folder(path)->Path:
     "Return the adapter in a folder: an adapter, a run or checkpoint, or its newest checkpoint."
+    from calibrl.base import find_adapter
     from calibrl.runs.checkpoints import checkpoints
-    path = Path(path)
-    newest = checkpoints(path/"checkpoints")[-1:]
-    for folder in (path, path/"adapter", *[found/"adapter" for found in newest]):
-        if (folder/"adapter_config.json").exists():
-            return folder
+    for place in (Path(path), *reversed(checkpoints(Path(path)/"checkpoints"))):
+        with contextlib.suppress(FileNotFoundError):
+            return find_adapter(place)[0]
     raise FileNotFoundError(f"no adapter in {str(path)!r}: neither adapter_config.json"
                             " nor adapter/adapter_config.json is there")
 
 def remembered_model(adapter):
     "Return the model that the run around an adapter was made with, or None."
-    import tomlkit
     for folder in adapter_folder(adapter).absolute().parents[:3]:
-        config = folder/"config.toml"
-        if config.exists():
-            return tomlkit.parse(config.read_text()).unwrap().get("run", {}).get("model")
+        if (folder/"config.toml").exists():
+            return run_notes(folder).get("model")
     return None
 
 # %% ../../nbs/runs/sources.ipynb #41288187
@@ -136,9 +133,7 @@ def check_same(out, who:dict):
     "Raise ValueError where a run was begun with other data or weights."
     import tomlkit
     from calibrl.eval import changes
-    path = Path(out)/"config.toml"
-    config = tomlkit.parse(path.read_text(encoding="utf-8"))
-    then = config.unwrap().get("run", {}).get("identity")
+    then = run_notes(out).get("identity")
     if then:
         other = changes(then, who | {name: who.get(name) for name in then})
         if other:
@@ -149,5 +144,7 @@ def check_same(out, who:dict):
     # older than such notes: its checkpoints know the base's fingerprint, and refuse another one
     print(f"calibrl: {out} does not say which data it began with, so whether they are the same"
           " cannot be checked; from now on it does", file=sys.stderr)
+    path = Path(out)/"config.toml"
+    config = tomlkit.parse(path.read_text(encoding="utf-8"))
     config.setdefault("run", {})["identity"] = who
     write_atomic(path, tomlkit.dumps(config))

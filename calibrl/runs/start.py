@@ -6,16 +6,16 @@
 __all__ = []
 
 # %% ../../nbs/runs/start.ipynb #4ac9a6bc
-import sys
+import contextlib, sys
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from ..config import Config, load_config, save_config
-from ..files import check_writable, write_jsonl
+from ..config import Config, save_config
+from ..files import write_jsonl
 from ..parallel import all_gather, processes, shard_layers
 from ..rollout import Policy, recomputes
 from .checkpoints import checkpoints
-from .folder import RunSpec, find_run, lock, other_options
+from .folder import RunSpec, claim_run, is_free, other_options, read_run
 from .launch import join_processes, leave_processes, lost_partner, sharded_dtype
 from .loop import run_in_folder
 from .report import finish
@@ -27,7 +27,7 @@ from .sources import (OF_A_FILE, adapter_folder, check_same, drawn_problems,
 @dataclass(frozen=True)
 class Run:
     "A training run: where it is, what decides it, and how far it is."
-    out: Path          # its folder, which need not exist yet
+    out: Path          # its folder
     state: str         # "new", "unfinished" or "finished"
     cfg: Config
     spec: RunSpec
@@ -40,29 +40,40 @@ class Run:
         "Return the policy to train; with a `dtype` its layers are spread over the processes."
         return load_policy(self.cfg, self.spec, model, device, dtype)
 
-    def claim(self, problems:list, policy:Policy):
-        "Make and lock the folder, and note what the run is made from; return the lock."
-        return claim_folder(self, problems, policy)
+    def note(self, problems:list, policy:Policy):
+        "Note in the folder what the run is made from, or compare with what stands there."
+        note_sources(self, problems, policy)
 
 # %% ../../nbs/runs/start.ipynb #78f21b45
+def same_slices(cfg:Config, out, state:str)->Config:
+    "Return a configuration that samples the same problems together, whichever processes go on."
+    if state == "finished" or cfg.sample_prompts:
+        return cfg
+    if state == "unfinished":
+        return replace(cfg, sample_prompts=read_run(out)[0].sample_prompts)
+    return replace(cfg, sample_prompts=-(-cfg.prompts//processes()[1]))
+
+@contextlib.contextmanager
 def open_run(out,               # folder, or None for a numbered one
              cfg:Config, spec:RunSpec,
-            )->Run:
-    "Find where a run goes or goes on, the same in all processes."
-    rank, world = processes()
-    found = find_run(out, "train", cfg, asdict(spec)) if rank == 0 else None
-    out, state = all_gather(found)[0]
-    if state == "unfinished" and rank == 0:
-        check_writable(out)
+            ):                  # within: a `Run`
+    "Find where a run goes or goes on, the same in all processes; its folder is ours until the end."
+    first = processes()[0] == 0
+    path, state, held = claim_run(out, "train", cfg, asdict(spec)) if first else (None, None, None)
+    try:
+        path, state = all_gather((path, state))[0]
+        yield Run(path, state, same_slices(cfg, path, state), spec)
+    finally:
+        if held:
+            leave(path, held)
 
-    # which problems are sampled together stays for the whole run, whichever processes go on
-    if state != "finished" and not cfg.sample_prompts:
-        if state == "unfinished":
-            slices = load_config(out/"config.toml").sample_prompts
-        else:
-            slices = -(-cfg.prompts//world)
-        cfg = replace(cfg, sample_prompts=slices)
-    return Run(out, state, cfg, spec)
+def leave(path, held):
+    "Release a folder; where nothing came of it, it goes."
+    if is_free(path):
+        (path/".lock").unlink(missing_ok=True)
+        with contextlib.suppress(OSError):      # something hidden is in it
+            path.rmdir()
+    held.release()
 
 # %% ../../nbs/runs/start.ipynb #2befc8c7
 def training_problems(cfg:Config, spec:RunSpec, model)->list:
@@ -90,30 +101,21 @@ def load_policy(cfg:Config, spec:RunSpec, model, device=None, dtype=None)->Polic
     return policy
 
 # %% ../../nbs/runs/start.ipynb #9d2f0c15
-def claim_folder(run:Run,
+def note_sources(run:Run,
                  problems:list,     # with `skipped` where they come from a file
-                 policy:Policy,
-                ):                  # the lock, to be kept
-    "Make and lock a run folder; note what the run is made from, and which rows were left out."
-    out = run.out
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as e:
-        raise OSError(f"{out} cannot be made ({e.strerror}): give another --out") from None
-    check_writable(out)
-    held = lock(out)
+                 policy:Policy):
+    "Note in a run's folder what it is made from, and which rows were left out."
     who = run_identity(policy, problems, bool(run.spec.adapter))
     if run.state != "new":
-        check_same(out, who)
+        check_same(run.out, who)
     skipped = getattr(problems, "skipped", None)
     if skipped:
-        write_jsonl(out/"skipped.jsonl", skipped)
+        write_jsonl(run.out/"skipped.jsonl", skipped)
     if run.state == "new":
         about = asdict(run.spec) | versions() | {"identity": who}
-        save_config(run.cfg, out/"config.toml", **about)
+        save_config(run.cfg, run.out/"config.toml", **about)
     else:
         say_where(run)
-    return held
 
 # %% ../../nbs/runs/start.ipynb #ba8f2eaa
 def say_where(run:Run):
@@ -126,49 +128,48 @@ def say_where(run:Run):
         print(f"calibrl: {'; '.join(changed)}: the last digits may differ", file=sys.stderr)
 
 # %% ../../nbs/runs/start.ipynb #88769f62
-def train_or_say(run:Run, policy:Policy, problems:list, tracker)->list:
-    "Return the metrics of a run, or raise an error that says how to go on."
+def train_or_say(run:Run, policy:Policy, problems:list, tracker):
+    "Train and report, or raise an error that says how to go on."
+    kept = f"what was saved before stays in {run.out}"
     try:
-        return run_in_folder(policy, problems, run.cfg, run.out, tracker)
+        rows = run_in_folder(policy, problems, run.cfg, run.out, tracker)
+        if processes()[0] == 0:
+            finish(run.out, rows)
     except OSError as e:
-        raise OSError(f"{e}; what was saved before stays in {run.out}: put it right and give the"
+        raise OSError(f"{e}; {kept}: free room there, or put right what is in the way, and give the"
                       " same command again") from None
     except RuntimeError as e:
         if processes()[1] == 1 or not lost_partner(e):
             raise
         why = str(e).splitlines()[0][:160]
         raise RuntimeError("another process of this run ended or does not answer, so this one"
-                           f" stops; what was saved before stays in {run.out}: give the same"
-                           f" command again ({why})") from None
+                           f" stops; {kept}: give the same command again ({why})") from None
 
 # %% ../../nbs/runs/start.ipynb #9d2f0c10
+def train_run(run:Run, device, dtype, tracker):
+    "Load what a run is made from, train, report."
+    model = model_path(run.spec.model, run.spec.adapter)
+    problems = run.problems(model)
+    policy = run.policy(model, device, dtype)
+    drop_experts(policy, problems, run.spec.on_bad)
+
+    # the others wait until the first has compared what it is made from
+    if processes()[0] == 0:
+        run.note(problems, policy)
+        print(policy.about)
+    all_gather(None)
+    train_or_say(run, policy, problems, tracker)
+
 def start(out, cfg:Config, spec:RunSpec,
           tracker=None,     # a name in `calibrl.runs.logs.TRACKERS`
          ):
     "Find the run folder, load what is needed, train, report."
     device = join_processes()
     dtype = sharded_dtype(spec.bits)
-    run = open_run(out, cfg, spec)
-    if run.state == "finished":
-        print(f"{run.out} is finished: {run.cfg.steps} steps; nothing to do."
-              f" To look at: {run.out/'report.html'}")
-        leave_processes()
-        return
-
-    # what the run is made from
-    model = model_path(spec.model, spec.adapter)
-    problems = run.problems(model)
-    policy = run.policy(model, device, dtype)
-    drop_experts(policy, problems, spec.on_bad)
-
-    # the others wait for the folder; the lock is held until the end
-    first = processes()[0] == 0
-    held = run.claim(problems, policy) if first else None
-    if first:
-        print(policy.about)
-    all_gather(None)
-    rows = train_or_say(run, policy, problems, tracker)
-    if first:
-        finish(run.out, rows)
-        held.release()
+    with open_run(out, cfg, spec) as run:
+        if run.state == "finished":
+            print(f"{run.out} is finished: {run.cfg.steps} steps; nothing to do."
+                  f" To look at: {run.out/'report.html'}")
+        else:
+            train_run(run, device, dtype, tracker)
     leave_processes()

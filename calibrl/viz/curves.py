@@ -8,15 +8,12 @@ __all__ = ['plot_curves', 'plot_bands', 'plot_intervals']
 # %% ../../nbs/viz/curves.ipynb #79f5d228
 import math
 import matplotlib.pyplot as plt
+from ..files import is_number
 from .figures import (
     CYCLE, PLAIN, RIGHT, WRONG, blank_figure, label_panel)
 
 # %% ../../nbs/viz/curves.ipynb #76ae1fe6
 CURVES = ("accuracy", "reward", "entropy", "gap", "loss")
-
-def is_number(value)->bool:
-    "Return whether a value is a finite number."
-    return isinstance(value, (int, float)) and math.isfinite(value)
 
 def series(
     rows, # list of dicts, one a step
