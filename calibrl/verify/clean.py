@@ -13,7 +13,7 @@ from .notation import plain_notation
 __all__ = []
 
 # %% ../../nbs/verify/clean.ipynb #bce4c56b
-CLOSING = re.compile(r"[,;:]$|(?<!\.)\.$|(?:(?<=[A-Z])|(?<=[^\W\d_]{2}))!$") # 5!, n!, 0.3...
+CLOSING = re.compile(r"[,;:]$|(?<!\.)\.\.?$|(?:(?<=[A-Z])|(?<=[^\W\d_]{2}))!$") # 5!, n!, 0.3...
 QUOTES = ("**", "__", "```", "`", '"', "''", "*", "'", "_")
 
 def unquote(text, quote):

@@ -37,6 +37,8 @@ PAST = re.compile(r"(\d+)(?: minutes?)? (past|to) (\d{1,2})")
 TIME = re.compile(
     r"(\d{1,2})(?: ?([:.h]) ?([0-5]\d))?(?::([0-5]\d))?(?: ?([ap])\.? ?m\.?)?")
 
+MAX_LENGTH = 60 # characters of a time
+
 def past_hour(match):
     "Return `30 past 3` as `3:30`, `15 to 9` as `8:45`."
     minutes, hour = int(match[1]), int(match[3])
@@ -45,6 +47,8 @@ def past_hour(match):
 
 def clock_of(text):
     "Return the time of day that a text says, None if it says none."
+    if len(text) > MAX_LENGTH:
+        return None
     text = numbers_in_digits(text.strip().lower())
     for pattern, spelled in PHRASES:
         text = pattern.sub(spelled, text)

@@ -50,6 +50,8 @@ def term(p):
         elif is_times(p):
             p.i += 1
             node = Binary("*", node, factor(p))
+        elif p.peek().kind == "n" and p.peek(-1).text == "}": # 2^{3} 5^2
+            node = Binary("*", node, factor(p))
         elif p.peek().kind == "n":
             node = mixed_number(p, node)
         elif multiplies(p) and not ends_in_unit(p):

@@ -4,7 +4,7 @@
 
 # %% ../../nbs/verify/matrices.ipynb #f4e1ff54
 from __future__ import annotations
-from .expressions import Binary, Unreadable
+from .expressions import Binary, Unary, Unreadable
 
 # %% auto #0
 __all__ = []
@@ -53,3 +53,13 @@ def scaled(
 def transposed(rows):
     "Return rows as columns."
     return tuple(zip(*rows, strict=True))
+
+def inverse(
+    rows, # of a square matrix
+)->tuple: # rows
+    "Return the inverse: the minors with their signs, turned, over the determinant."
+    minors = [[determinant([row[:k] + row[k+1:] for row in rows[:j] + rows[j+1:]])
+        for k in range(len(rows))] for j in range(len(rows))]
+    signed = [[Unary("neg", entry) if (j + k) % 2 else entry for k, entry in enumerate(row)]
+        for j, row in enumerate(minors)]
+    return scaled("/", transposed(signed), determinant(rows))

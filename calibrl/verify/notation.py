@@ -11,19 +11,21 @@ from .latex import in_brackets
 __all__ = []
 
 # %% ../../nbs/verify/notation.ipynb #9f0ba321
-SPACED = re.compile(r"\[[\[\]\d\s./;,-]+\]")
+SPACED = re.compile(r"[\[\]\d\s./;,-]{3,}") # as far as it goes, so that no text is read twice
 ROW_BREAK = re.compile(r"\] ?,? ?\[|;")
 NUMBERS = re.compile(r"-?\d+(?:[./]\d+)?(?:(?: +-?\d+(?:[./]\d+)?)*|(?:, ?-?\d+(?:[./]\d+)?)*)")
 
 def spaced_rows(match):
     "Return `[1 2; 3 4]` and `[[1 2] [3 4]]` as `[[1, 2], [3, 4]]`, `[1 2]` as `[1, 2]`."
-    if match[0].count("[") != match[0].count("]"):
-        return match[0] # the end of something longer
-    rows = [row.strip() for row in ROW_BREAK.split(match[0].strip("[] "))]
+    text = match[0].strip()
+    if text[:1] != "[" or text[-1] != "]" or text.count("[") != text.count("]"):
+        return match[0] # part of something longer
+    rows = [row.strip() for row in ROW_BREAK.split(text.strip("[] "))]
     if not all(map(NUMBERS.fullmatch, rows)) or not any(" " in row or "," in row for row in rows):
         return match[0]
     texts = [in_brackets(re.split(r"[, ]+", row)) for row in rows]
-    return in_brackets(texts) if len(texts) > 1 or match[0].startswith("[[") else texts[0]
+    said = in_brackets(texts) if len(texts) > 1 or text.startswith("[[") else texts[0]
+    return match[0].replace(text, said)
 
 # %% ../../nbs/verify/notation.ipynb #4ac143e4
 SMALL = r" ?\{? ?(\w+) ?\}?" # an index, with braces or without
@@ -48,7 +50,8 @@ def rounded(match):
     return f"{match[1].replace(']', '(')}{match[2]}{match[3].replace('[', ')')}"
 
 ANGLES = re.compile(r"^((?:\w ?= ?)?)<([^<>=]+,[^<>=]+)>$") # <3, -2>
-TURNED = re.compile(r"([\[\]])([^\[\];,]+[;,][^\[\];,]+)([\[\]])") # ]-∞;3[
+END = r"(?:[^\[\]();,]|\([^()]*\))+" # of an interval
+TURNED = re.compile(rf"([\[\]])({END}[;,]{END})([\[\]])") # ]-∞;3[
 NOTATIONS = ( # what the text must hold, a pattern, and its replacement
     ("]", TURNED, rounded),
     ("[", TURNED, rounded),

@@ -177,7 +177,9 @@ def apply(
     if name == "abs":
         return magnitude(x)
     if name in ("floor", "ceil"):
-        return Fraction(getattr(math, name)(x))
+        nearest = round(x) # a logarithm may miss its whole number in the last digit
+        is_whole = abs(x - nearest) < Decimal("1e-25") if isinstance(x, Decimal) else False
+        return Fraction(nearest if is_whole else getattr(math, name)(x))
     if name in OF_TWO:
         return of_two(name, x, second)
 

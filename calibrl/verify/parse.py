@@ -11,7 +11,7 @@ from .expressions import Unreadable, variables
 from .forms import Common, Label, List, Named, Ratio, Relation, Set, Tuple
 from .forms import Union, Value, Without
 from .quantities import and_fraction, value, with_smaller
-from .tokens import FUNCTIONS, NESTING, lex, split
+from .tokens import FUNCTIONS, INVERSES, NESTING, TRIGONOMETRIC, lex, split
 from .units import UNITS
 from .vectors import vector_sum
 
@@ -182,7 +182,7 @@ def is_label(tokens):
 
 # %% ../../nbs/verify/parse.ipynb #b6aa9571
 DERIVATIVE = re.compile(r"d\w/d\w|frac\{d\w\}\{d\w\}|[fgh]\^\{?-1\}?\(\w\)")
-ANGLE_FUNCTIONS = FUNCTIONS - {"log", "ln", "lg", "exp", "abs"}
+ANGLE_FUNCTIONS = {*TRIGONOMETRIC, *INVERSES}
 
 def is_quantity(
     tokens,
@@ -250,3 +250,21 @@ def read_form(
 )->tuple: # a form
     "Return the form of a text; raise `Unreadable` where it has none."
     return based_number(text) or form(lex(text))
+
+def conclusion(
+    text:str, # cleaned
+)->tuple: # a form
+    r"Return what stands behind the last = of `\int f = 3`, where only signs stand before it."
+    parts, used = split(lex(text), ("=", ",", ";", "and", "or"))
+    if set(used) != {"="}:
+        raise Unreadable("several")
+    front = [token for part in parts[:-1] for token in part]
+    words = [token.text for token in front if token.kind == "w"]
+    if any(len(word) > 1 and not word.isupper() and word not in FUNCTIONS for word in words):
+        raise Unreadable("words")
+    if not any(token.kind == "cmd" for token in front):
+        raise Unreadable("no LaTeX")
+    said = form(parts[-1])
+    if isinstance(said, Value) and variables(said.number):
+        raise Unreadable("equation")
+    return said

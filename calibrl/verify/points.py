@@ -34,7 +34,7 @@ def function_at(
     if name == "abs":
         return complex(abs(x))
     if name in ("floor", "ceil"):
-        return complex(getattr(math, name)(x.real))
+        return complex(getattr(math, name)(round(x.real, 9)))
     if name == "exp":
         return cmath.exp(x)
     if name in ("ln", "log", "lg"):
@@ -94,6 +94,21 @@ def coordinates(
     return {name: complex(start + step * ((i * .6180339887) % 1)) for i, name in enumerate(names)}
 
 # %% ../../nbs/verify/points.ipynb #140e215f
+WHOLE_NAMES = set("nmkpqNMK") # of variables that count
+
+def points_for(
+    names, # of variables, sorted
+    nodes, # expressions
+)->list: # of points
+    "Return points; where something is rounded, whole numbers, and these alone if it counts."
+    points = [coordinates(names, start, step) for start, step in POINTS]
+    parts = (part for node in nodes for part in walk(node))
+    if not any(isinstance(part, Call) and part.name in ("floor", "ceil") for part in parts):
+        return points
+    whole = [{name: complex(k * (2*i + 1) % 41) for i, name in enumerate(names)}
+        for k in range(1, 34)]
+    return whole if WHOLE_NAMES.issuperset(names) else points + whole
+
 def without_products(
     nodes, # expressions
 )->list:
@@ -111,8 +126,7 @@ def sample(
     "Yield the values of the expressions at each point where all can be compared."
     nodes = without_products(nodes)
     names = sorted(set().union(*map(variables, nodes)))
-    for start, step in POINTS:
-        point = coordinates(names, start, step)
+    for point in points_for(names, nodes):
         try:
             values = [value_at(node, point) for node in nodes]
         except (ArithmeticError, ValueError):

@@ -7,7 +7,7 @@ from __future__ import annotations
 from itertools import pairwise
 from typing import NamedTuple
 from .expressions import Binary, Call, Constant, Variable, variables, walk
-from .forms import Label, List, Named, Relation, Set, Tuple, Value
+from .forms import Label, List, Matrix, Named, Relation, Set, Tuple, Value
 from .grammar import COUNTS
 from .numbers import calc, to_decimal
 from .quantities import and_fraction
@@ -132,14 +132,23 @@ def as_count(form):
             return Value(Call(COUNTS[form.name], first.number, second.number))
     return form
 
+def same_entries(first, second):
+    "Return whether two matrices have one shape and the same entries."
+    if [len(row) for row in first] != [len(row) for row in second]:
+        return False
+    pairs = [pair for a, b in zip(first, second, strict=True) for pair in zip(a, b, strict=True)]
+    return all(same_value(Value(x), Value(y)) for x, y in pairs)
+
 def links(
     left, # a form
     sign, # = or ≈
     right, # a form
 )->bool:
     "Return whether one link of a chain holds; a decimal on the right may be rounded."
-    # equal values
+    # equal values, or matrices of such
     left = as_count(left)
+    if isinstance(left, Matrix) and isinstance(right, Matrix):
+        return same_entries(left.rows, right.rows)
     if not isinstance(left, Value) or not isinstance(right, Value):
         return False
     if same_value(left, right):

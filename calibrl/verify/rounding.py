@@ -82,14 +82,15 @@ def agree(
     # equal fractions, infinities, or as good as equal
     x = arithmetic("*", calc(truth), truth_scale)
     y = arithmetic("*", calc(response), response_scale)
-    if isinstance(x, Fraction) and isinstance(y, Fraction) and x == y:
+    is_exact = isinstance(x, Fraction) and isinstance(y, Fraction)
+    if is_exact and x == y:
         return True
     x = to_decimal(x)
     y = to_decimal(y)
     if x.is_infinite() or y.is_infinite():
         return x == y
     difference = abs(CONTEXT.subtract(x, y))
-    if difference <= max(abs(x), abs(y)) * tolerance(truth, response):
+    if not is_exact and difference <= max(abs(x), abs(y)) * tolerance(truth, response):
         return True
 
     # not equal: was one of them rounded?

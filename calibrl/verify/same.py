@@ -121,11 +121,17 @@ def same_relation(truth, response):
     if same_equation(truth, response):
         return True
     names, forms = readings(response)
+    first, last = truth.sides[0], truth.sides[-1]
+    if isinstance(last, Matrix) and (isinstance(first, Matrix) or len(truth.sides) > 2):
+        return same(last, response) # M^{-1} = N
     if truth.signs != ("=",): # a chain
         return None if isinstance(response, Relation) and len(truth.sides) > 2 else False
     left, right = truth.sides
-    if is_name(left) and not isinstance(right, Value): # P = (3, 4)
-        return has_name(names, name_of(left)) and any(same(right, form) for form in forms)
+    if not isinstance(right, Value): # P = (3, 4), f(x) = [[1], [2]]
+        if isinstance(response, Relation) and response.signs == ("=",) and not names:
+            return bool(same(left, response.sides[0]) and same(right, response.sides[1]))
+        is_own = not is_name(left) or has_name(names, name_of(left))
+        return is_own and any(same(right, form) for form in forms)
 
     # y = 2x + 1 may leave its y out, but not have another
     equation = solved(truth) if compares_values(truth) else None

@@ -29,7 +29,7 @@ CLOSE = ")]}❵〉›⌋⌉"
 NESTING = {**dict.fromkeys(OPEN, 1), **dict.fromkeys(CLOSE, -1)}
 TRIGONOMETRIC = "sin cos tan cot sec csc sinh cosh tanh coth sech csch".split()
 INVERSES = {prefix + name: name for prefix in ("arc", "a", "ar") for name in TRIGONOMETRIC}
-FUNCTIONS = {*"log lg ln exp abs".split(), *TRIGONOMETRIC, *INVERSES}
+FUNCTIONS = {*"log lg ln exp abs floor ceil".split(), *TRIGONOMETRIC, *INVERSES}
 NOT_NAMES = set("""and or is the not of to no in at if by any all but an as be it so we my us
     on up""".split())
 MAX_TOKENS = 250

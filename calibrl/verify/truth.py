@@ -5,15 +5,18 @@
 # %% ../../nbs/verify/truth.ipynb #07922887
 from __future__ import annotations
 import functools, re
+from contextlib import suppress
 from typing import NamedTuple
 from .clean import clean
 from .clocks import truth_clock
+from .expressions import Unreadable
 from .labels import labelled
 from .letters import (AS_PRINTED, PRINTED_AGAIN, is_run_in_order, letters_of,
     listed_letters, split_letter, without_choice_word)
 from .numbers import MATHS_ERRORS
-from .parse import read_form
+from .parse import conclusion, read_form
 from .sentence import NAMED, VERB, candidates
+from .sets import same_set
 from .spelled import in_signs
 from .words import YES_NO
 
@@ -97,6 +100,14 @@ class Truth(NamedTuple):
     form: object = None # for "form" and "labels", (letter, text) of a "choice", a "time"'s `Clock`
 
 # %% ../../nbs/verify/truth.ipynb #0023ce7e
+def said_twice(text):
+    "Return the form of `-1 < x ≤ 1: (-1, 1]`, which says one set twice."
+    first, _, second = text.partition(":")
+    form = read_form(second)
+    if not same_set(read_form(first), form):
+        raise Unreadable("two sets")
+    return form
+
 def by_grammar(text):
     "Return a truth by the grammar; of kind latex or words where the grammar cannot read it."
     spelled = in_signs(text)
@@ -108,6 +119,9 @@ def by_grammar(text):
             return Truth(text, "form", read_form(core))
         except MATHS_ERRORS:
             continue
+    for read in (conclusion, said_twice):
+        with suppress(*MATHS_ERRORS):
+            return Truth(text, "form", read(spelled))
     return Truth(text, "latex" if "\\" in text else "words")
 
 # %% ../../nbs/verify/truth.ipynb #6211854c

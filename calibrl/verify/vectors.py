@@ -8,7 +8,7 @@ from .expressions import MINUS_ONE, ONE, ZERO, Binary, Call, Constant, Unreadabl
 from .expressions import Variable, substitute, variables
 from .forms import Matrix, Tuple, Value
 from .grammar import expression, matrix
-from .matrices import entrywise, scaled, transposed
+from .matrices import entrywise, inverse, scaled, transposed
 from .points import same_expression
 from .quantities import as_product
 from .tokens import NESTING, Reader, split
@@ -27,22 +27,27 @@ def column(p):
         raise Unreadable("vector")
     return tuple((entry,) for entry in found)
 
-def is_turned(p):
-    "Return whether `^T` or `^{T}` comes next, and step over it."
+def raised(p):
+    "Step over `^T`, `^{-1}` or nothing; return T, -1 or an empty text."
     if not p.take("^"):
-        return False
+        return ""
     braced = p.take("{")
-    if p.advance().text != "T" or braced and not p.take("}"):
+    sign = p.advance().text if p.at("-") else ""
+    power = sign + p.advance().text
+    if power not in ("T", "-1") or braced and not p.take("}"):
         raise Unreadable("power")
-    return True
+    return power
 
 def array(p):
     "Read rows; return them, and whether they may be a row as well as a column."
-    if p.peek(1).text == "[":
-        rows = matrix(p)
-        return (transposed(rows) if is_turned(p) else rows), False
-    rows = column(p)
-    return rows, not is_turned(p)
+    is_matrix = p.peek(1).text == "["
+    rows = matrix(p) if is_matrix else column(p)
+    power = raised(p)
+    if power == "-1":
+        return inverse(rows), False
+    if power and is_matrix:
+        return transposed(rows), False
+    return rows, not is_matrix and not power
 
 # %% ../../nbs/verify/vectors.ipynb #b7a68f7b
 def places(tokens):

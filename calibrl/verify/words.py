@@ -32,11 +32,11 @@ def singular(word):
 
 # %% ../../nbs/verify/words.ipynb #76987fca
 SUBSCRIPT = re.compile(r"_\{?(\w+)\}?") # H_2O
-HOUR = re.compile(r"(\d)([ap]m)\b", re.I)
+
 SUM = re.compile(r"\(([^()+*/-]*[-+*/][^()]*)\)") # brackets that change what is meant
 HYPHEN = re.compile(r"(?<=\d)-(?=\d)|-(?!\s?(?:[\d.(⟮\[|√π∞\\]|[^\W\d_]\b))") # no minus sign
 THOUSANDS = re.compile(r"\b\d{1,3}(?:,\d{3})+\b")
-PHRASE_WORD = re.compile(r"\d+(?:[.,]\d+)+|[^\W_]+|[^\w\s.,;:!?'\"()\[\]{}❴❵]")
+PHRASE_WORD = re.compile(r"\d+(?:[.,]\d+)*|[^\W\d_]+|[^\w\s.,;:!?'\"()\[\]{}❴❵]")
 
 def without_commas(match):
     "Return a number without its separators."
@@ -48,7 +48,7 @@ def phrase(text):
         text = "∅"
     for sign, word in SIGN_WORDS.items():
         text = text.replace(sign, word)
-    text = HOUR.sub(r"\1 \2", SUBSCRIPT.sub(r"\1", text)).replace("'s", "")
+    text = SUBSCRIPT.sub(r"\1", text).replace("'s", "")
     text = HYPHEN.sub(" ", SUM.sub(r"⟮\1⟯", text))
     found = PHRASE_WORD.findall(THOUSANDS.sub(without_commas, text))
     words = [word.lower() for word in found]
