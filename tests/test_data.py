@@ -680,13 +680,14 @@ def test_wrong_places_are_told(tmp_path):
 REPORT = ("faulty.jsonl: columns, 3 problems of 13 rows",
           "left out: 10 rows: bad image 3, no answer 3", "row 2: 'images/none.png' is missing",
           "experts: 2 of 3 (66.7%); right by the verifier: 1 of 2 (50.0%)",
-          "read as: question from question", "prompts: ", "tokens", "the first problem, faulty-1",
-          "columns: question, answer, image, expert, level, options", "skipped.jsonl")
+          "read as: question from question", "prompts: ", "tokens", "as the model will see it",
+          "  image: images", "  level: tag level", "skipped.jsonl")
 
 
 def test_check_file_reports_what_training_would_meet(tmp_path, capsys, tiny):
-    check_file(str(FAULTY), model=str(tiny), max_prompt_tokens=60,
-               skipped=str(tmp_path/"skipped.jsonl"))
+    with pytest.raises(ValueError, match="10 of 13 rows cannot be used, more than half"):
+        check_file(str(FAULTY), model=str(tiny), max_prompt_tokens=60,
+                   skipped=str(tmp_path/"skipped.jsonl"))
     said = capsys.readouterr().out
     for part in REPORT:
         assert part in said, part

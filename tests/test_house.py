@@ -53,7 +53,7 @@ MAY_USE = {
     "data": {"data.check", "data.columns", "data.pictures", "data.problems", "data.rows",
              "data.sources"},
     "data.cards": {"data.files"},
-    "data.check": {"data.files", "data.problems"},
+    "data.check": {"data.columns", "data.files", "data.problems", "prompts", "rollout", "tasks"},
     "data.columns": set(),
     "data.files": {"data.json_files", "data.pictures"},
     "data.golds": {"data.columns", "data.pictures", "data.texts", "tasks"},

@@ -3,6 +3,7 @@ reason why it is refused. Nothing is read wrongly in silence."""
 import base64
 import io
 import json
+import re
 
 import datasets
 import numpy as np
@@ -18,7 +19,7 @@ from calibrl.eval.answers import grade
 from calibrl.eval.tables import benchmark_metrics
 from calibrl.runs.folder import RunSpec
 from calibrl.runs.start import training_problems
-from calibrl.tasks import messages
+from calibrl.tasks import INSTRUCTION, messages
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -660,3 +661,54 @@ def test_a_training_run_closes_experts_where_you_say_so(tmp_path, capsys, flags,
     assert ("closed with their gold" in capsys.readouterr().out) == bool(closed)
     assert main(["data", "check", str(tmp_path/"a.jsonl"), *flags]) == 0
     assert ("closed with their gold" in capsys.readouterr().out) == bool(closed)
+
+
+# The check before a run
+
+def checked(capsys, *argv):
+    "Exit code, output and error of `calibrl data check`."
+    code = main(["data", "check", *map(str, argv)])
+    said = capsys.readouterr()
+    return code, said.out, said.err
+
+
+def test_three_drawn_rows_are_shown_as_the_model_sees_them(tmp_path, capsys, tiny):
+    Image.new("RGB", (84, 84)).save(tmp_path/"a.png")
+    row = {"question": "Which is <image>?", "image": "a.png", "choices": ["red", "green"],
+           "answer": "B", "solution": "It is \\boxed{B}."}
+    write(tmp_path/"rows.jsonl", *(row | {"id": f"row {i}"} for i in range(9)))
+    code, said, _ = checked(capsys, tmp_path/"rows.jsonl")
+    assert code == 0
+    assert len(re.findall(r"^row \d, as the model will see it:$", said, flags=re.M)) == 3
+    prompt = ("  | Which is\n  | [picture, 84 x 84]\n  | ?\n  | A. red\n  | B. green\n"
+              f"  | {INSTRUCTION}\n")
+    for part in (prompt, "  gold: B = green\n", "visual tokens: a model counts them (--model)\n",
+                 "  expert, right by the verifier:\n  | <think>It is \\boxed{B}.</think>"):
+        assert said.count(part) == 3
+    code, said, _ = checked(capsys, tmp_path/"rows.jsonl", "--model", tiny)
+    assert code == 0
+    assert said.count("  visual tokens: 9, of ") == 3
+    assert said.count(f"B. green\n  | {INSTRUCTION}") == 3
+    assert "[picture" not in said
+
+
+def test_what_each_column_is_taken_for_is_said(tmp_path, capsys):
+    row = {"Body": BODY, "Question": "How many?", "label": 1, "opa": "4", "opb": "5", "Level": 2,
+           "kind": "x", "meta": {"id": 3}}
+    write(tmp_path/"rows.jsonl", row, row | {"label": 0})
+    _, said, _ = checked(capsys, tmp_path/"rows.jsonl", "--map", "id=meta.id")
+    roles = {"Body": "question", "Question": "question", "opa": "options", "Level": "tag level",
+             "label": "answer, a place counted from 0", "kind": "not read", "meta": "id (its id)"}
+    for column, role in roles.items():
+        assert f"\n  {column}: {role}\n" in said
+
+
+@pytest.mark.parametrize("bad, code", [(1, 0), (2, 0), (3, 2), (4, 2)])
+def test_a_file_of_which_most_rows_mean_nothing_is_no_success(tmp_path, capsys, bad, code):
+    rows = [ROW]*(4 - bad) + [ROW | {"answer": ""}]*bad
+    write(tmp_path/"rows.jsonl", *rows)
+    found, said, error = checked(capsys, tmp_path/"rows.jsonl")
+    assert found == code
+    if bad == 3:
+        assert "left out: 3 rows: no answer 3" in said
+        assert "3 of 4 rows cannot be used, more than half" in error

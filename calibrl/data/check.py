@@ -8,9 +8,12 @@ __all__ = ['check_file']
 # %% ../../nbs/data/check.ipynb #d4a7a003
 import logging
 import math
+import random
 
+from .columns import NAMES, parts_of
 from .files import short_reason
 from .problems import load_problems, logger
+from ..tasks import messages, score
 
 # %% ../../nbs/data/check.ipynb #d22a78c5
 def spread_text(values, unit):
@@ -21,6 +24,21 @@ def spread_text(values, unit):
     return f"{values[0]} to {values[-1]} {unit}, half of them up to {middle}, 95% up to {high}"
 
 # %% ../../nbs/data/check.ipynb #d4a7a005
+ROLES = {"answer_from_0": "a place counted from 0", "answer_from_1": "a place counted from 1",
+         "answer_value": "the choice itself"}
+
+def role_of(found, column):
+    "Return what a column was taken for, in words."
+    roles = []
+    for field, name in found.fields.items():
+        for part in parts_of(name, found.columns):
+            record, _, inner = part.partition(".")
+            if column not in (part, record) or (part != column and part in found.columns):
+                continue
+            role = ROLES.get(field, field if field in NAMES else f"tag {field}")
+            roles.append(role if part == column else f"{role} (its {inner})")
+    return ", ".join(roles) or "not read"
+
 def fault_lines(found, kind):
     "Return the lines of a kind of fault: its first three rows, and how many more."
     rows = [row for row in found.skipped if row["kind"] == kind]
@@ -31,21 +49,67 @@ def fault_lines(found, kind):
         lines.append(f"    and {len(rows) - 3} more")
     return lines
 
-def problem_lines(problem):
-    "Return the lines of one problem."
-    pictures = len(problem.images)
-    plural = "" if pictures == 1 else "s"
-    options = f", options {', '.join(problem.options)[:200]}" if problem.options else ""
-    expert = f"expert {problem.expert[:300]!r}" if problem.expert else "no expert"
-    return [f"the first problem, {problem.id}: {problem.question[:300]!r}",
-            f"  answer {problem.answer[:100]!r}, {pictures} picture{plural}{options}",
-            f"  {expert}"]
+# %% ../../nbs/data/check.ipynb #8e5b7a3c
+def prompt_of(problem, processor):
+    "Return the prompt of a problem as a text, in the words of a model's template if there is one."
+    if processor is not None:
+        from calibrl.prompts import prompt_text
+        return prompt_text(processor, problem)
+    parts = []
+    for part in messages(problem)[0]["content"]:
+        is_picture = part["type"] == "image"
+        parts.append("[picture, {} x {}]".format(*part["image"].size) if is_picture
+                     else part["text"].strip())
+    return "\n".join(parts)
+
+def visual_text(problem, processor):
+    "Return how many tokens of a prompt are those of its pictures, in words."
+    if not problem.images:
+        return "visual tokens: 0"
+    if processor is None:
+        return "visual tokens: a model counts them (--model)"
+    from calibrl.rollout import encode
+    ids = encode(processor, problem)["input_ids"]
+    token = getattr(processor, "image_token_id", None)
+    if token is None:
+        return f"visual tokens: not told apart, of {ids.shape[1]} tokens"
+    return f"visual tokens: {int((ids == token).sum())}, of {ids.shape[1]} tokens"
+
+# %% ../../nbs/data/check.ipynb #7d1c52aa
+def quoted(text, most):
+    "Return the lines of a text, each behind a bar, and no more than some characters."
+    text = text if len(text) <= most else f"{text[:most]} ... ({len(text) - most} more)"
+    return [f"  | {line}" for line in text.splitlines()]
+
+def expert_lines(problem):
+    "Return the expert of a problem, and what the verifier says of it."
+    if problem.expert is None:
+        return ["  no expert"]
+    right = score(problem.expert, problem.answer, problem.options).correct
+    return [f"  expert, {'right' if right else 'wrong'} by the verifier:",
+            *quoted(problem.expert, 1000)]
+
+def gold_text(problem):
+    "Return the gold, beside a letter the choice that it means."
+    place = ord(problem.answer) - 65 if len(problem.answer) == 1 else -1
+    choices = problem.options or ()
+    meant = f" = {choices[place]}" if 0 <= place < len(choices) else ""
+    return f"  gold: {problem.answer}{meant}"
+
+def problem_lines(problem, processor=None):
+    "Return the lines of one problem, as a model will see it."
+    return [f"{problem.id}, as the model will see it:",
+            *quoted(prompt_of(problem, processor), 3000),
+            "  " + visual_text(problem, processor),
+            gold_text(problem),
+            *expert_lines(problem)]
 
 # %% ../../nbs/data/check.ipynb #0dec16d4
-def report_text(found, skipped=None):
+def report_text(found, skipped=None, processor=None):
     "Return the text of `check_file`."
     fields = ", ".join(f"{field} from {column}" for field, column in found.fields.items())
-    lines = [str(found), "columns: " + ", ".join(found.columns), "read as: " + fields]
+    lines = [str(found), "read as: " + fields, "columns:"]
+    lines += [f"  {column}: {role_of(found, column)}" for column in found.columns]
     for kind in found.kinds:
         lines += fault_lines(found, kind)
     if skipped and found.skipped:
@@ -56,7 +120,12 @@ def report_text(found, skipped=None):
         lines.append(f"pictures: {len(found.sizes)}, {each}; {sides}")
     if found.lengths:
         lines.append("prompts: " + spread_text(found.lengths, "tokens, pictures included"))
-    return "\n".join(lines + problem_lines(found[0]))
+
+    # The same three at each call
+    drawn = random.Random(0).sample(range(len(found)), min(3, len(found)))
+    for i in sorted(drawn):
+        lines += problem_lines(found[i], processor)
+    return "\n".join(lines)
 
 # %% ../../nbs/data/check.ipynb #d4a7a008
 def processor_of(model):
@@ -96,4 +165,10 @@ def check_file(  # noqa: PLR0913
                               skipped=skipped)
     finally:
         logger.setLevel(level)
-    print(report_text(found, skipped))
+    print(report_text(found, skipped, processor))
+
+    # The report is printed; the exit code tells a script
+    left_out, rows = found.counts["skipped"], found.counts["rows"]
+    if left_out > rows/2:
+        raise ValueError(f"{file}: {left_out} of {rows} rows cannot be used, more than half: name "
+                         "their columns with map, or mend them")

@@ -89,6 +89,8 @@ def question_of(value):
             return joined(value)
         if isinstance(value, str):
             return value.strip()
+        if is_missing(value) or value in ([], ()):
+            raise Unusable("no question", "it is empty")
         raise Unusable("no question", f"it is {type(value).__name__}, not a text or messages")
     roles = [turn.role for turn in turns]
     if roles not in (["user"], ["user", "assistant"]):
