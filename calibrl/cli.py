@@ -46,6 +46,11 @@ def train(
     max_prompt_tokens:int=None,
     # close an expert that ends in no answer with its gold, in tags (default: leave it open)
     close_experts:bool=None,
+    # closing words of each prompt: ours, paper, none, a text, or a text file (default: ours)
+    instruction:str=None,
+    system:str=None,         # system message, a text or a text file (default: none)
+    min_pixels:int=None,     # a smaller picture is scaled up (default: as the model has it)
+    max_pixels:int=None,     # a larger one is scaled down (default: as the model has it)
     # run folder; one that holds this run unfinished goes on
     # (default: runs/train, then runs/train-2, ...)
     out:str=None,
@@ -119,6 +124,14 @@ def evaluate(
     bits:int=None,           # 4, 8, or leave out for full precision
     # folder of local copies, each a file or folder with the benchmark's name or hub id
     data_dir:str=None,
+    # closing words of each prompt: ours, paper, none, a text, or a text file
+    # (default: the run's, else ours)
+    instruction:str=None,
+    system:str=None,         # system message, a text or a text file (default: the run's, else none)
+    # a smaller picture is scaled up (default: as in the run, else as the model has it)
+    min_pixels:int=None,
+    # a larger one is scaled down (default: as in the run, else as the model has it)
+    max_pixels:int=None,
     # longer answers are truncated (default: 64 for the embedded sets, 2048 for others)
     max_new_tokens:int=None,
     # tokens in flight, prompts and answers: the size of a batch

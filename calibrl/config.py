@@ -11,6 +11,7 @@ from pathlib import Path
 
 from .files import write_atomic
 from .loss import GAPS, OBJECTIVES, REDUCTIONS
+from .prompts import NAMES, check_pixels, read_text, wording
 
 # %% ../nbs/02a_config.ipynb #79ca8f07
 MOST = 10**9                 # no count of ours comes near it
@@ -68,6 +69,8 @@ def check_config(cfg):
             raise ValueError(f"{name} must be one of {known}, not {value!r}")
 
     # options that go together
+    wording(cfg.instruction, cfg.system)
+    check_pixels(cfg.min_pixels, cfg.max_pixels)
     if cfg.prompts*cfg.responses > 10**6:
         raise ValueError(f"prompts times responses ({cfg.prompts*cfg.responses}) must be at most"
                          " 1000000")
@@ -102,6 +105,14 @@ class Config:
     tries: int | None = None
     # last share of max_new_tokens over which a length penalty grows to 1 [DAPO: 0.2]
     overlong: float | None = None
+
+    # how problems are put to the model; None: as the policy was loaded
+
+    # closing words of a prompt: "ours", "paper" [P], "none", or a text
+    instruction: str | None = None
+    system: str | None = None         # system message: "none", or a text
+    min_pixels: int | None = None     # a smaller picture is scaled up
+    max_pixels: int | None = None     # a larger one is scaled down: what a picture costs at most
 
     # the size of a step
     steps: int = 120              # ours, for the embedded world [C: about 20]
@@ -201,4 +212,10 @@ def load_config(path=None,      # TOML file, or None
         known = ", ".join(known)
         raise ValueError(f"{path}: unknown option {unknown[0]!r}; known are {known}")
     given = {k: v for k, v in changes.items() if v is not None}
-    return Config(**PRESETS.get(preset, {}) | options | given)
+    options = PRESETS.get(preset, {}) | options | given
+
+    # what a text file holds is kept, not where it was
+    for name in NAMES:
+        if isinstance(options.get(name), str):
+            options[name] = read_text(name, options[name])
+    return Config(**options)

@@ -7,6 +7,7 @@ __all__ = ['Plan', 'plan']
 
 # %% ../nbs/04a_plan.ipynb #7a23d19e
 import copy, os, re, time, weakref
+from math import ceil
 from contextlib import nullcontext
 from dataclasses import dataclass
 from statistics import median
@@ -17,9 +18,10 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from .base import (
-    FULL_PRECISION, add_adapter, model_config, recompute_activations, recomputes)
+    FULL_PRECISION, add_adapter, model_config, model_processor, recompute_activations, recomputes)
 from .engine import head_logps, register_attention
 from .policy import Policy
+from .prompts import NO_LIMITS, check_pixels, prompter
 from .rollout import rollout
 from .train import Config, train_step
 
@@ -472,6 +474,7 @@ class Plan:
     image_tokens: int              # how many of a prompt's are the image's
     micro_tokens: int              # packed tokens in one pass, or None for the most that fit
     gradient_checkpointing: bool   # recompute activations in the backward pass
+    word_tokens: int = 0           # the instruction's and the system message's, where counted
 
     @property
     def group(self)->Group:
@@ -541,8 +544,9 @@ def title_lines(plan:Plan, needs)->list:      # `needs`: of `estimate`
     model = (f"{plan.config.model_type}: {fixed['parameters']:,} parameters, "
              f"{fixed['quantised']:,} of them in {plan.bits or 16} bits; "
              f"{fixed['trained']:,} trained (LoRA rank {plan.lora_rank})")
+    words = f", {plan.word_tokens} of instruction and system message" if plan.word_tokens else ""
     step = (f"a step: {plan.prompts} prompts of {plan.prompt_tokens} tokens "
-            f"({plan.image_tokens} of image), {plan.responses} responses of up to "
+            f"({plan.image_tokens} of image{words}), {plan.responses} responses of up to "
             f"{plan.max_new_tokens}, an expert each")
     return [model, step]
 
@@ -622,15 +626,49 @@ def check_sizes(**sizes):
         if size < 1:
             raise ValueError(f"{name} must be at least 1, not {size}")
 
-def image_share(config, prompt_tokens, image_tokens)->int:
+def tokens_of_pixels(config, pixels)->float:
+    "Return how many tokens an image of some pixels has, or raise ValueError if none is scaled."
+    merged = getattr(getattr(config, "vision_config", None), "spatial_merge_size", None)
+    if not merged:
+        raise ValueError(NO_LIMITS)
+    return pixels/(config.vision_config.patch_size*merged)**2
+
+def scaled_share(config, share, min_pixels, max_pixels)->int:      # None: no limit
+    "Return the tokens of an image: a share of the prompt, or what it has once it is scaled."
+    check_pixels(min_pixels, max_pixels)
+    if max_pixels:
+        return max(1, int(tokens_of_pixels(config, max_pixels)))
+    return max(share, ceil(tokens_of_pixels(config, min_pixels))) if min_pixels else share
+
+def image_share(config, prompt_tokens, image_tokens, min_pixels=None, max_pixels=None)->int:
     "Return the tokens of an image, by default three quarters of the prompt if the model sees."
     if image_tokens is None:
         sees = hasattr(config, "vision_config")
-        image_tokens = int(.75*prompt_tokens) if sees else 0
+        share = int(.75*prompt_tokens) if sees else 0
+        image_tokens = scaled_share(config, share, min_pixels, max_pixels)
+    elif min_pixels or max_pixels:
+        raise ValueError("image_tokens says what min_pixels and max_pixels say: leave one out")
     if not 0 <= image_tokens <= prompt_tokens:
         raise ValueError(f"image_tokens must be between 0 and prompt_tokens ({prompt_tokens}), "
                          f"not {image_tokens}")
     return image_tokens
+
+# %% ../nbs/04a_plan.ipynb #93542f22
+def words_share(model, config, room, instruction, system)->int:      # `room`: tokens of text
+    "Return the tokens of an instruction and a system message; 0 where neither is named."
+    if instruction is None and system is None:
+        return 0
+    if not isinstance(model, (str, os.PathLike)):
+        raise ValueError("instruction and system are counted by a model's tokenizer: name its"
+                         " folder or hub id")
+    asked = prompter(model_processor(model, config), instruction, system)
+    tokenizer = getattr(asked.processor, "tokenizer", asked.processor)
+    tokens = sum(len(tokenizer(text, add_special_tokens=False)["input_ids"])
+                 for text in asked.words)
+    if tokens > room:
+        raise ValueError(f"instruction and system message have {tokens} tokens, and a prompt has"
+                         f" {room} beside its image: give more prompt_tokens")
+    return tokens
 
 # %% ../nbs/04a_plan.ipynb #5dd68907
 def plan(  # noqa: PLR0913
@@ -643,6 +681,11 @@ def plan(  # noqa: PLR0913
          prompt_tokens:int=1024,  # tokens of a prompt, image included
          # how many of them are the image's (default: three quarters, if the model sees)
          image_tokens:int=None,
+         min_pixels:int=None,        # a smaller picture is scaled up: no fewer tokens of image
+         max_pixels:int=None,        # a larger one is scaled down: how many are the image's
+         # closing words of each prompt, to be counted: ours, paper, none, a text, or a text file
+         instruction:str=None,
+         system:str=None,            # system message, to be counted: a text or a text file
          max_new_tokens:int=1024,    # tokens of a response and of an expert
          # packed tokens in one forward and backward pass (default: the most that fit)
          micro_tokens:int=None,
@@ -661,7 +704,8 @@ that fits."""
                 prompt_tokens=prompt_tokens, max_new_tokens=max_new_tokens,
                 micro_tokens=micro_tokens or 1)
     config = model_config(model) if isinstance(model, (str, os.PathLike)) else model
-    image_tokens = image_share(config, prompt_tokens, image_tokens)
+    image_tokens = image_share(config, prompt_tokens, image_tokens, min_pixels, max_pixels)
+    word_tokens = words_share(model, config, prompt_tokens - image_tokens, instruction, system)
     gpu_bytes(gpu)      # refuses what is no memory, before anything is traced
 
     # A row of its own is a group of one
@@ -672,7 +716,7 @@ that fits."""
     asked = Plan(config=config, gpu=gpu, bits=None if bits == 16 else bits, lora_rank=lora_rank,
                  prompts=prompts, responses=responses, prompt_tokens=prompt_tokens,
                  max_new_tokens=max_new_tokens, image_tokens=image_tokens,
-                 micro_tokens=micro_tokens,
+                 micro_tokens=micro_tokens, word_tokens=word_tokens,
                  gradient_checkpointing=recomputes(gradient_checkpointing, "cuda"))
     needs = estimate(asked)
     print("\n".join(plan_lines(asked, needs)))

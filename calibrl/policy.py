@@ -210,9 +210,10 @@ class Policy:
 # %% ../nbs/01b_policy.ipynb #1e86cca9
 def set_prompts(policy:Policy, words, min_pixels, max_pixels):
     "Do what `Policy.set_prompts` says."
+    before = pixels_of(policy.processor)
     limit_pixels(policy.processor, min_pixels, max_pixels)
     policy.words = words
-    if (min_pixels, max_pixels) != (None, None):
+    if pixels_of(policy.processor) != before:
         policy.pixels = pixels_of(policy.processor)[:2]
 
 # %% ../nbs/01b_policy.ipynb #6dd87ed0

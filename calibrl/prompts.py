@@ -18,36 +18,32 @@ INSTRUCTIONS = {
               " provide the final answer. The reasoning process MUST BE enclosed within"
               " <think> </think> tags. The final answer MUST BE put in <answer> </answer> tags."),
     "none": ""}
-SYSTEMS = {"none": ""}
+NAMES = {"instruction": INSTRUCTIONS, "system": {"none": ""}}
 
 # %% ../nbs/00h_prompts.ipynb #e3c2eaab
-def one_of_names(field:str, names)->str:
-    "Return what an instruction or a system message may be, in words."
-    return f"{field} must be {', '.join(names)}, a text file or a text of several words"
-
-def check_text(field:str,       # "instruction" or "system", which an error names
-               given:str,       # a name or a text
-               names:dict,      # `INSTRUCTIONS` or `SYSTEMS`
+def check_text(field:str,    # a key of `NAMES`
+               given:str,    # a name or a text
               ):
     "Raise ValueError for a single word that is no name."
+    names = NAMES[field]
     if given not in names and len(given.split()) < 2:
-        raise ValueError(f"{one_of_names(field, names)}, not {given!r}")
+        raise ValueError(f"{field} must be {', '.join(names)}, a text file or a text of several"
+                         f" words, not {given!r}")
 
-def read_text(field:str,
-              given,           # a name, a text, a text file, or None
-              names:dict,
-             )->str|None:      # a name or a text
+def read_text(field:str,      # a key of `NAMES`
+              given,          # a name, a text, a text file, or None
+             )->str|None:     # a name or a text
     "Return a name or a text as it is, and the text of a file; None stays None."
-    if given is None or given in names:
+    if given is None or given in NAMES[field]:
         return given
     try:
         if len(given) < 1000 and Path(given).is_file():
             given = Path(given).read_text(encoding="utf-8-sig").strip()
-        elif given.endswith((".txt", ".md")):
+        elif "/" in given and given.endswith((".txt", ".md")):
             raise FileNotFoundError(f"{field}: no text file {given!r}")
     except UnicodeDecodeError:
         raise ValueError(f"{field}: {given!r} is no text file in UTF-8") from None
-    check_text(field, given, names)
+    check_text(field, given)
     return given
 
 # %% ../nbs/00h_prompts.ipynb #cd5409bb
@@ -61,12 +57,11 @@ USUAL = Wording()
 def wording(instruction=None, system=None,     # names or texts; None: as they were
             before:Wording=USUAL)->Wording:
     "Return the words around a problem."
-    given = {"instruction": (instruction, INSTRUCTIONS), "system": (system, SYSTEMS)}
     texts = {}
-    for field, (text, names) in given.items():
+    for field, text in (("instruction", instruction), ("system", system)):
         if text is not None:
-            check_text(field, text, names)
-            texts[field] = names.get(text, text)
+            check_text(field, text)
+            texts[field] = NAMES[field].get(text, text)
     return before._replace(**texts)
 
 # %% ../nbs/00h_prompts.ipynb #f27d24bb
@@ -129,6 +124,9 @@ class Pixels(NamedTuple):
     most: int
     token: int      # pixels that become one token
 
+NO_LIMITS = ("the pictures of this model have no limits of pixels to set:"
+             " leave min_pixels and max_pixels out")
+
 def pixels_of(processor)->Pixels|None:
     "Return the limits of a processor's pictures; None where it has no such limits."
     images = getattr(processor, "image_processor", None)
@@ -138,18 +136,21 @@ def pixels_of(processor)->Pixels|None:
         return None
     return Pixels(*limits, (images.patch_size*images.merge_size)**2)
 
+def check_pixels(min_pixels, max_pixels):      # None: any
+    "Raise ValueError where no number of pixels lies between two limits."
+    if min_pixels and max_pixels and min_pixels > max_pixels:
+        raise ValueError(f"min_pixels ({min_pixels}) must not be above max_pixels ({max_pixels})")
+
 def limit_pixels(processor, min_pixels=None, max_pixels=None):      # None: as it is
     "Have a processor scale pictures to a number of pixels between two limits."
+    check_pixels(min_pixels, max_pixels)
     if min_pixels is None and max_pixels is None:
         return
     limits = pixels_of(processor)
     if limits is None:
-        raise ValueError("the pictures of this model have no limits of pixels to set:"
-                         " leave min_pixels and max_pixels out")
+        raise ValueError(NO_LIMITS)
     most = max_pixels or max(limits.most, min_pixels)
     least = min_pixels or min(limits.least, most)
-    if least > most:
-        raise ValueError(f"min_pixels ({least}) is above max_pixels ({most})")
     if most < limits.token:
         raise ValueError(f"max_pixels must be at least {limits.token}, which is one token,"
                          f" not {most}")
@@ -163,3 +164,17 @@ def picture_cost(processor)->str:      # "" where pictures have no limits
     least, most = -(-limits.least//limits.token), limits.most//limits.token
     return (f"pictures are scaled to {limits.least:,} to {limits.most:,} pixels:"
             f" {max(1, least):,} to {max(1, most):,} visual tokens each")
+
+# %% ../nbs/00h_prompts.ipynb #4595af87
+class Prompter(NamedTuple):
+    "What makes prompts: a processor, and the words around a problem."
+    processor: object
+    words: Wording
+
+def prompter(processor,
+             instruction=None, system=None,                # names, texts or text files
+             min_pixels=None, max_pixels=None)->Prompter:
+    "Return what makes prompts of problems as they are asked for."
+    limit_pixels(processor, min_pixels, max_pixels)
+    texts = (read_text("instruction", instruction), read_text("system", system))
+    return Prompter(processor, wording(*texts))

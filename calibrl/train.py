@@ -281,4 +281,5 @@ def prepare(policy:Policy, problems:list, cfg:Config):
         raise ValueError(f"{world} processes are too many: a mini-batch has {groups} problems")
     if cfg.gradient_checkpointing is not None:
         recompute_activations(policy.model, cfg.gradient_checkpointing)
+    policy.set_prompts(cfg.instruction, cfg.system, cfg.min_pixels, cfg.max_pixels)
     start_judge(problems)

@@ -1,5 +1,6 @@
 """What a run is told of its data and its prompts, and that all of it is asked alike."""
 import json
+import re
 import shutil
 from dataclasses import replace
 
@@ -10,9 +11,10 @@ from PIL import Image
 from calibrl import train as T
 from calibrl.algebra import tiny_checkpoint
 from calibrl.cli import main
-from calibrl.config import Config
+from calibrl.config import Config, load_config
 from calibrl.eval import evaluate
-from calibrl.prompts import prompt_text
+from calibrl.eval.hashes import prompts_of
+from calibrl.prompts import INSTRUCTIONS, prompt_text
 from calibrl.rollout import Policy, expert_rows, rollout
 from calibrl.tasks import Problem
 from calibrl.verify import sandbox
@@ -194,3 +196,146 @@ def test_a_logged_response_may_begin_inside_a_thought(tmp_path):
         (tmp_path/"log.jsonl").write_text(json.dumps(log) + "\n")
         row, = from_lmms(tmp_path/"log.jsonl")
         assert row["correct"] == [correct] and row["responses"] == [text]
+
+
+# ---------------------------------------------------------------- words and pictures
+
+MINE = "Think first. Then answer in tags."
+ASKING = ["--instruction", "paper", "--system", "You teach mathematics.", "--max-pixels", "3136"]
+ASKED_SO = {"instruction": INSTRUCTIONS["paper"], "system": "You teach mathematics.",
+            "pixels": [784, 3136]}
+
+
+@pytest.fixture
+def asked(monkeypatch):
+    "How the policies that sampled were asked, one entry a call."
+    seen = []
+    sample = Policy.sample
+
+    def noted(policy, problems, *args, **options):
+        ids = policy.prompt(problems[0])["input_ids"]
+        image_id = policy.tokenizer.convert_tokens_to_ids("<|image_pad|>")
+        seen.append((prompts_of(policy), int((ids == image_id).sum())))
+        return sample(policy, problems, *args, **options)
+    monkeypatch.setattr(Policy, "sample", noted)
+    return seen
+
+
+def test_a_run_is_asked_as_it_is_told_and_evaluated_alike(asked, tmp_path, capsys):
+    run, exam = tmp_path/"run", tmp_path/"exam"
+    train = ["train", *ONE_STEP, "--out", str(run)]
+    assert main([*train, *ASKING]) == 0, capsys.readouterr().err
+    assert asked == [(ASKED_SO, 4)]                     # of 16 visual tokens as the model has it
+    assert "784 to 3,136 pixels: 1 to 4 visual tokens each" in capsys.readouterr().out
+    config = load_config(run/"config.toml")
+    assert (config.instruction, config.max_pixels) == ("paper", 3136)
+
+    # other words or pictures are another run
+    for other, said in ((["--instruction", "ours"], "instruction was 'paper' and is 'ours' now"),
+                        (["--max-pixels", "784"], "max_pixels was 3136 and is 784 now")):
+        assert main([*train, *ASKING, *other]) == 2
+        assert said in capsys.readouterr().err
+
+    # an evaluation asks as the run did, and notes it
+    grade = ["eval", "--adapter", str(run), "--benchmarks", "geometry_test", "--limit", "2",
+             "--max-new-tokens", "4", "--out", str(exam)]
+    assert main(grade) == 0, capsys.readouterr().err
+    assert asked[1:] == [(ASKED_SO, 4)]
+    assert "as in the run of the adapter: instruction 'paper'" in capsys.readouterr().out
+    row = json.loads((exam/"answers.jsonl").read_text().splitlines()[0])
+    assert row["run"]["prompts"] == ASKED_SO
+    assert json.loads((exam/"eval.json").read_text())["max_pixels"] == 3136
+
+    # or as it is told: that is another evaluation
+    assert main([*grade, "--instruction", "ours", "--system", "none"]) == 2
+    assert "instruction" in capsys.readouterr().err
+    assert main([*grade[:-1], str(tmp_path/"other"), "--instruction", "ours", "--system", "none",
+                 "--max-pixels", "12544"]) == 0
+    assert asked[2:] == [(None, 16)]
+
+
+def test_the_text_of_a_file_is_kept_not_its_name(tmp_path, capsys):
+    (tmp_path/"mine.txt").write_text(MINE + "\n")
+    train = ["train", *ONE_STEP, "--out", str(tmp_path/"run"), "--instruction",
+             str(tmp_path/"mine.txt")]
+    assert main(train) == 0, capsys.readouterr().err
+    assert load_config(tmp_path/"run"/"config.toml").instruction == MINE
+    assert main([*train[:-1], MINE]) == 0               # finished, and the same run
+    (tmp_path/"mine.txt").write_text("Answer at once, in tags.")
+    assert main(train) == 2
+    assert "instruction was 'Think first" in capsys.readouterr().err
+
+
+def test_options_in_toml(tmp_path):
+    (tmp_path/"mine.txt").write_text(MINE)
+    toml = tmp_path/"a.toml"
+    toml.write_text(f'instruction = "{tmp_path}/mine.txt"\nsystem = "Be kind."\nmin_pixels = 784')
+    cfg = load_config(toml, instruction="paper")
+    assert (cfg.instruction, cfg.system, cfg.min_pixels) == ("paper", "Be kind.", 784)
+    assert load_config(toml).instruction == MINE
+    for line, why in (('instruction = "papr"', "instruction must be ours, paper, none"),
+                      ('system = "a/b.txt"', "no text file 'a/b.txt'"),
+                      ("min_pixels = 9\nmax_pixels = 8", "must not be above max_pixels")):
+        toml.write_text(line)
+        with pytest.raises((ValueError, FileNotFoundError), match=why):
+            load_config(toml)
+
+
+@pytest.mark.parametrize("kind", ["qwen3", "internvl"])
+def test_limits_of_pixels_that_do_nothing_are_refused(checkpoint, kind):
+    policy = Policy.from_pretrained(checkpoint(kind), lora_rank=0)
+    with pytest.raises(ValueError, match="no limits of pixels to set"):
+        policy.set_prompts(max_pixels=784)
+
+
+@pytest.mark.parametrize("kind", ["qwen3", "qwen3_vl", "qwen2_5_vl", "internvl"])
+def test_words_stand_in_the_prompt_of_every_architecture(checkpoint, kind):
+    policy = Policy.from_pretrained(checkpoint(kind), lora_rank=0)
+    policy.set_prompts(instruction=MINE, system="You teach.")
+    ids = policy.prompt(some(kind))["input_ids"][0]
+    text = policy.tokenizer.decode(ids)
+    assert text.startswith("<|im_start|>system\nYou teach.<|im_end|>")
+    assert text.endswith(MINE + "<|im_end|>\n" + BEHIND)
+    with torch.no_grad():
+        assert policy.prompts([some(kind)])[0]["input_ids"].shape[1] == len(ids)
+
+
+def test_data_check_counts_what_will_be_asked(tmp_path, capsys):
+    picture = tmp_path/"a.png"
+    Image.new("RGB", (112, 112), "red").save(picture)
+    row = {"question": "How long is x?", "answer": "2", "image": "a.png"}
+    (tmp_path/"rows.jsonl").write_text(json.dumps(row) + "\n")
+    from calibrl.geometry import tiny_checkpoint as seeing
+
+    def counted(*more):
+        assert main(["data", "check", str(tmp_path/"rows.jsonl"), "--model", str(seeing()),
+                     *more]) == 0, capsys.readouterr().err
+        said = capsys.readouterr().out
+        return int(re.search(r"prompts: (\d+) to", said)[1]), said
+    usual, said = counted()
+    assert "to 16 visual tokens each" in said
+    assert counted("--max-pixels", "3136")[0] == usual - 12
+    assert counted("--instruction", "none")[0] < usual
+    assert counted("--system", "You teach mathematics.")[0] > usual
+    assert main(["data", "check", str(tmp_path/"rows.jsonl"), "--instruction", "paper"]) == 2
+    assert "name it with model" in capsys.readouterr().err
+
+
+def test_a_run_leaves_out_what_is_too_long_as_it_will_be_asked(tmp_path, capsys):
+    sums(tmp_path/"sums.jsonl", 1)
+    train = ["train", "--model", str(tiny_checkpoint()), "--data", str(tmp_path/"sums.jsonl"),
+             *ONE_STEP, "--max-prompt-tokens", "30"]
+    assert main([*train, "--out", str(tmp_path/"a")]) == 0, capsys.readouterr().err
+    long = ["--system", "x "*30]
+    assert main([*train, "--out", str(tmp_path/"b"), *long]) == 2
+    assert "prompt too long" in capsys.readouterr().err
+
+
+def test_the_plan_counts_what_a_picture_may_cost(tmp_path, capsys):
+    from calibrl.geometry import tiny_checkpoint as seeing
+    plan = ["plan", str(seeing()), "--prompt-tokens", "64", "--max-new-tokens", "16"]
+    assert main([*plan, "--max-pixels", str(9*784), "--instruction", "ours"]) == 0
+    said = capsys.readouterr().out
+    assert "64 tokens (9 of image, 1 of instruction and system message)" in said
+    assert main([*plan, "--max-pixels", str(65*784)]) == 2
+    assert "prompt_tokens (64), not 65" in capsys.readouterr().err

@@ -13,6 +13,7 @@ import random
 from .columns import NAMES, parts_of
 from .files import short_reason
 from .problems import load_problems, logger
+from ..prompts import picture_cost, prompt_text, prompter
 from ..tasks import messages, score
 
 # %% ../../nbs/data/check.ipynb #d22a78c5
@@ -50,11 +51,10 @@ def fault_lines(found, kind):
     return lines
 
 # %% ../../nbs/data/check.ipynb #8e5b7a3c
-def prompt_of(problem, processor):
+def prompt_of(problem, asked):     # a `Prompter`, or None
     "Return the prompt of a problem as a text, in the words of a model's template if there is one."
-    if processor is not None:
-        from calibrl.prompts import prompt_text
-        return prompt_text(processor, problem)
+    if asked is not None:
+        return prompt_text(asked.processor, problem, asked.words)
     parts = []
     for part in messages(problem)[0]["content"]:
         is_picture = part["type"] == "image"
@@ -62,15 +62,15 @@ def prompt_of(problem, processor):
                      else part["text"].strip())
     return "\n".join(parts)
 
-def visual_text(problem, processor):
+def visual_text(problem, asked):     # a `Prompter`, or None
     "Return how many tokens of a prompt are those of its pictures, in words."
     if not problem.images:
         return "visual tokens: 0"
-    if processor is None:
+    if asked is None:
         return "visual tokens: a model counts them (--model)"
     from calibrl.rollout import encode
-    ids = encode(processor, problem)["input_ids"]
-    token = getattr(processor, "image_token_id", None)
+    ids = encode(asked.processor, problem, asked.words)["input_ids"]
+    token = getattr(asked.processor, "image_token_id", None)
     if token is None:
         return f"visual tokens: not told apart, of {ids.shape[1]} tokens"
     return f"visual tokens: {int((ids == token).sum())}, of {ids.shape[1]} tokens"
@@ -96,16 +96,17 @@ def gold_text(problem):
     meant = f" = {choices[place]}" if 0 <= place < len(choices) else ""
     return f"  gold: {problem.answer}{meant}"
 
-def problem_lines(problem, processor=None):
+def problem_lines(problem, asked=None):     # a `Prompter`
     "Return the lines of one problem, as a model will see it."
     return [f"{problem.id}, as the model will see it:",
-            *quoted(prompt_of(problem, processor), 3000),
-            "  " + visual_text(problem, processor),
+            *quoted(prompt_of(problem, asked), 3000),
+            "  " + visual_text(problem, asked),
             gold_text(problem),
             *expert_lines(problem)]
 
 # %% ../../nbs/data/check.ipynb #0dec16d4
-def report_text(found, skipped=None, processor=None):
+def report_text(found, skipped=None,
+                asked=None):     # a `Prompter`
     "Return the text of `check_file`."
     fields = ", ".join(f"{field} from {column}" for field, column in found.fields.items())
     lines = [str(found), "read as: " + fields, "columns:"]
@@ -118,13 +119,15 @@ def report_text(found, skipped=None, processor=None):
         each = f"{len(found.sizes)/len(found):.2f} a problem"
         sides = spread_text(map(max, found.sizes), "pixels on the longer side")
         lines.append(f"pictures: {len(found.sizes)}, {each}; {sides}")
+        cost = picture_cost(asked.processor) if asked else ""
+        lines += [cost] if cost else []
     if found.lengths:
         lines.append("prompts: " + spread_text(found.lengths, "tokens, pictures included"))
 
     # The same three at each call
     drawn = random.Random(0).sample(range(len(found)), min(3, len(found)))
     for i in sorted(drawn):
-        lines += problem_lines(found[i], processor)
+        lines += problem_lines(found[i], asked)
     return "\n".join(lines)
 
 # %% ../../nbs/data/check.ipynb #d4a7a008
@@ -136,6 +139,13 @@ def processor_of(model):
     except (OSError, ValueError) as error:
         raise FileNotFoundError(f"no processor at {str(model)!r}: give a model folder or a hub id "
                                 f"({short_reason(error)})") from None
+
+def prompter_of(model, **asked):      # options of `prompter`
+    "Return what makes the prompts of a model; None without one, which then nothing is asked of."
+    told = [name for name, value in asked.items() if value is not None]
+    if model is None and told:
+        raise ValueError(f"{told[0]} is about prompts, which a model makes: name it with model")
+    return None if model is None else prompter(processor_of(model), **asked)
 
 # %% ../../nbs/data/check.ipynb #5e4e4dc3
 def check_file(  # noqa: PLR0913
@@ -149,23 +159,29 @@ def check_file(  # noqa: PLR0913
     limit:int=None,                # stop after that many usable problems
     model:str=None,                # model folder or hub id: its processor counts prompt tokens
     max_prompt_tokens:int=None,    # count longer prompts as unusable
+    # closing words of each prompt: ours, paper, none, a text, or a text file (default: ours)
+    instruction:str=None,
+    system:str=None,               # system message, a text or a text file (default: none)
+    min_pixels:int=None,           # a smaller picture is scaled up (default: as the model has it)
+    max_pixels:int=None,           # a larger one is scaled down (default: as the model has it)
     need_expert:bool=False,        # count rows without an expert as unusable
     close_experts:bool=False,      # close an expert that ends in no answer with its gold, in tags
     skipped:str=None,              # JSON Lines file for the rows left out
 ):
     "Read a data set as training would, and report what is in it, what cannot be used, and why."
-    processor = processor_of(model) if model else None
+    asked = prompter_of(model, instruction=instruction, system=system, min_pixels=min_pixels,
+                        max_pixels=max_pixels)
     # The report says it better than the log
     level = logger.level
     logger.setLevel(logging.ERROR)
     try:
         found = load_problems(file, map=map, split=split, name=name, root=root, limit=limit,
-                              processor=processor, max_prompt_tokens=max_prompt_tokens,
+                              processor=asked, max_prompt_tokens=max_prompt_tokens,
                               need_expert=need_expert, close_experts=close_experts,
                               skipped=skipped)
     finally:
         logger.setLevel(level)
-    print(report_text(found, skipped, processor))
+    print(report_text(found, skipped, asked))
 
     # The report is printed; the exit code tells a script
     left_out, rows = found.counts["skipped"], found.counts["rows"]

@@ -27,6 +27,7 @@ from .pictures import is_within, looks_pictured
 from .rows import read_row, refuse_problem
 from .sources import read_rows
 from .texts import Unusable, is_worked, spelled
+from ..prompts import USUAL, Wording
 from ..tasks import score
 
 # %% ../../nbs/data/problems.ipynb #d4a79006
@@ -65,8 +66,8 @@ def summary(problems):
         blind = usable - counts["pictured"]
         lines.append(f"note: {blind} of {usable} problems have no picture")
     if counts["system"]:
-        lines.append(f"note: {counts['system']} system messages are left out: the prompt has this "
-                     "package's own instruction")
+        lines.append(f"note: {counts['system']} system messages are left out: the prompt has an "
+                     "instruction instead, and the system message that you give with system")
     lines += [f"note: {note}" for note in problems.notes]
     return "\n".join(lines)
 
@@ -121,6 +122,7 @@ class Wishes(NamedTuple):
     need_expert: bool = False
     wrong_expert: str = "keep"
     close_experts: bool = False
+    words: Wording = USUAL          # around a problem in its prompt
 
 def without_expert(problem):
     "Return a problem without its expert; its pictures still wait."
@@ -148,11 +150,11 @@ def judge(problems, read, wishes):
     return problem
 
 # %% ../../nbs/data/problems.ipynb #907b7b86
-def prompt_tokens(processor, problem):
+def prompt_tokens(processor, problem, words=USUAL):
     "Return the tokens of a prompt, pictures included; raise `Unusable` if it is refused."
     from calibrl.rollout import encode
     try:
-        return encode(processor, problem)["input_ids"].shape[1]
+        return encode(processor, problem, words)["input_ids"].shape[1]
     except Exception as error:
         lines = str(error).strip().splitlines() or [type(error).__name__]
         raise Unusable("refused by the processor", lines[0][:200]) from None
@@ -198,7 +200,7 @@ def checked_row(problems, ds, i, row, wishes):
     refuse_problem(read.problem, len(read.sizes), specials)
     tokens = None
     if wishes.processor is not None:
-        tokens = prompt_tokens(wishes.processor, read.problem)
+        tokens = prompt_tokens(wishes.processor, read.problem, wishes.words)
     most = wishes.max_prompt_tokens
     if tokens and most and tokens > most:
         raise Unusable("prompt too long", f"{tokens} tokens, more than {most}")
@@ -394,7 +396,8 @@ def load_problems(  # noqa: PLR0913
     wrong_expert="keep",      # an expert that the verifier judges wrong: "keep" and count, "drop"
                               # (the problem stays), or "skip" the row
     close_experts=False,      # an expert that ends in no answer gets its gold, in tags
-    processor=None,           # AutoProcessor or a Policy: prompts are made once, and counted
+    processor=None,           # AutoProcessor, `Prompter` or a Policy: prompts are made once, and
+                              # counted
     max_prompt_tokens=None,   # a longer prompt cannot be used; it is never cut
     skipped=None,             # JSON Lines file for the rows left out
 )->Problems:                  # a list of Problem that knows what was left out, and why
@@ -402,10 +405,12 @@ def load_problems(  # noqa: PLR0913
     refuse_wishes(on_bad, wrong_expert, limit)
     if max_prompt_tokens and processor is None:
         raise ValueError("max_prompt_tokens needs a processor to count with")
+    words = getattr(processor, "words", USUAL)
     processor = getattr(processor, "processor", processor)
     problems, ds, faults = opened(source, map, split, name)
     root = root if root is None else Path(root).expanduser()
-    wishes = Wishes(root, processor, max_prompt_tokens, need_expert, wrong_expert, close_experts)
+    wishes = Wishes(root, processor, max_prompt_tokens, need_expert, wrong_expert, close_experts,
+                    words)
     with log_file(skipped) as log:
         for i in tqdm(range(len(ds)), desc="reading", delay=3, leave=False, disable=None):
             if limit is not None and len(problems) >= limit:

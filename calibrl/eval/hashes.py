@@ -10,6 +10,7 @@ import hashlib
 import json
 from pathlib import Path
 
+from calibrl.prompts import USUAL
 from calibrl.rollout import Policy, fingerprint
 from calibrl.tasks import Problem
 
@@ -81,11 +82,19 @@ def adapter_hash(policy:Policy)->str|None:      # None: the policy has no adapte
         return None
     return digest(adapter_parts(policy.model))
 
+def prompts_of(policy:Policy)->dict|None:      # None: as problems are usually put
+    "Return in which words and with pictures of which size a policy is asked."
+    given = dict(zip(policy.words._fields, policy.words, strict=True))
+    found = {name: text for name, text in given.items() if text != getattr(USUAL, name)}
+    if policy.pixels:
+        found["pixels"] = list(policy.pixels)
+    return found or None
+
 def identity(policy:Policy)->dict:
-    "Return who answers: hashes of the adapter's weights, of the base (its fingerprint) and files."
+    "Return who answers, by hashes of adapter, base (its fingerprint), files; and how it is asked."
     name = getattr(policy.model.config, "_name_or_path", None)
     return {"adapter": adapter_hash(policy), "base": fingerprint(policy.model),
-            "files": files_hash(name) if name else None}
+            "files": files_hash(name) if name else None, "prompts": prompts_of(policy)}
 
 # %% ../../nbs/eval/hashes.ipynb #b172d8ab
 def changes(

@@ -15,7 +15,8 @@ from ..eval import (BENCHMARKS, changes, columns, identity, read_answers, rescor
 from ..files import write_atomic
 from ..rollout import Policy
 from .folder import is_free, lock, run_folder
-from .sources import adapter_folder, model_path, versions
+from .sources import (adapter_folder, as_in_the_run, model_path, prompt_options,
+                                  say_cost, versions)
 from .tables import table
 
 # %% ../../nbs/runs/evaluation.ipynb #db3b9999
@@ -30,6 +31,10 @@ class EvalSpec:
     tokens: int | None = None            # tokens in flight
     max_new_tokens: int | None = None    # longer answers are truncated
     lenient: bool = False                # read boxes where a model writes no answer tags
+    instruction: str | None = None       # closing words of a prompt: a name or a text
+    system: str | None = None            # system message: "none" or a text
+    min_pixels: int | None = None        # a smaller picture is scaled up
+    max_pixels: int | None = None        # a larger one is scaled down
     seed: int = 0                        # of the sampling
     rows: str = "auto"                   # packed, plain, or whichever is right
 
@@ -154,8 +159,11 @@ def answer_benchmarks(policy:Policy, sets:dict, out:Path, spec:EvalSpec)->list:
 def evaluate_policy(spec:EvalSpec, sets:dict, out, before, lmms:bool)->Path:
     "Grade a policy on benchmarks, print the results and return their folder."
     adapter = spec.adapter and adapter_folder(spec.adapter)
+    spec = as_in_the_run(spec)
     policy = Policy.from_pretrained(model_path(spec.model, spec.adapter), bits=spec.bits,
                                     lora_rank=0, adapter=adapter, rows=spec.rows)
+    policy.set_prompts(**prompt_options(spec))
+    say_cost(policy)
     with eval_folder(out, asdict(spec), identity(policy)) as folder:
         goes_on = f"answers so far are kept: the same command with --out {folder} goes on"
         try:

@@ -11,7 +11,9 @@ from dataclasses import replace
 from pathlib import Path
 
 from .. import __version__
+from ..config import read_toml
 from ..files import write_atomic
+from ..prompts import NAMES, picture_cost, prompter, read_text
 from .folder import RunSpec, run_notes
 
 # %% ../../nbs/runs/sources.ipynb #88c79f47
@@ -33,18 +35,19 @@ def adapter_folder(path)->Path:
     raise FileNotFoundError(f"no adapter in {str(path)!r}: neither adapter_config.json"
                             " nor adapter/adapter_config.json is there")
 
-def remembered_model(adapter):
-    "Return the model that the run around an adapter was made with, or None."
+def remembered(adapter)->dict:
+    "Return the configuration of the run around an adapter, or nothing."
     for folder in adapter_folder(adapter).absolute().parents[:3]:
-        if (folder/"config.toml").exists():
-            return run_notes(folder).get("model")
-    return None
+        config = folder/"config.toml"
+        if config.exists():
+            return read_toml(config) | {"run": run_notes(folder)}
+    return {}
 
 # %% ../../nbs/runs/sources.ipynb #41288187
 def model_path(model, adapter=None):
     "Return where the base is: as given, as the adapter's run remembers, or the embedded one."
     if model is None and adapter is not None:
-        model = remembered_model(adapter)
+        model = remembered(adapter).get("run", {}).get("model")
     if model not in (None, "tiny"):
         return model
     from calibrl.geometry import tiny_checkpoint
@@ -67,6 +70,30 @@ def base_parameters(
         total += shape.numel()
     return total
 
+# %% ../../nbs/runs/sources.ipynb #08a9272b
+PROMPTS = ("instruction", "system", "min_pixels", "max_pixels")
+
+def prompt_options(options)->dict:      # a `Config` or an `EvalSpec`
+    "Return how problems are put to a model, as `Policy.set_prompts` takes it."
+    return {name: getattr(options, name) for name in PROMPTS}
+
+def as_in_the_run(spec):      # an `EvalSpec`
+    "Return an evaluation that asks as it is told to, else as the run of its adapter did."
+    told = prompt_options(spec)
+    told |= {name: read_text(name, told[name]) for name in NAMES}
+    then = remembered(spec.adapter) if spec.adapter else {}
+    taken = {name: then[name] for name in PROMPTS if told[name] is None and name in then}
+    if taken:
+        print("asked as in the run of the adapter:",
+              ", ".join(f"{name} {value!r}" for name, value in taken.items()))
+    return replace(spec, **told | taken)
+
+def say_cost(policy):
+    "Print what a picture costs, where the model sees any and scales them."
+    cost = picture_cost(policy.processor)
+    if cost:
+        print(cost)
+
 # %% ../../nbs/runs/sources.ipynb #11437c76
 def drawn_problems(seed:int, need:int)->list:
     "Return as many problems of the drawn world as a run can use, 1500 at most."
@@ -79,13 +106,15 @@ OF_A_FILE = ("map", "split", "name", "root", "close_experts")
 
 def problems_of_file(spec:RunSpec,
                      model=None,    # whose processor counts tokens
+                     **asked,       # from `prompt_options`
                     )->list:
     "Return the problems of a file or data set that can be used, or raise ValueError."
     from calibrl.data import load_problems
     from transformers import AutoProcessor
     options = {name: getattr(spec, name) for name in (*OF_A_FILE, "on_bad")}
     if spec.max_prompt_tokens:
-        options["processor"] = AutoProcessor.from_pretrained(model, trust_remote_code=False)
+        processor = AutoProcessor.from_pretrained(model, trust_remote_code=False)
+        options["processor"] = prompter(processor, **asked)
         options["max_prompt_tokens"] = spec.max_prompt_tokens
     found = load_problems(spec.data, **options)
     if not found.skipped:                       # else the loader has said so

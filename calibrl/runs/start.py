@@ -20,8 +20,8 @@ from .launch import join_processes, leave_processes, lost_partner, sharded_dtype
 from .loop import run_in_folder
 from .report import finish
 from .sources import (OF_A_FILE, adapter_folder, check_same, drawn_problems,
-                                  drop_experts, model_path, problems_of_file, run_identity,
-                                  versions)
+                                  drop_experts, model_path, problems_of_file, prompt_options,
+                                  run_identity, say_cost, versions)
 
 # %% ../../nbs/runs/start.ipynb #c24569c8
 @dataclass(frozen=True)
@@ -79,7 +79,7 @@ def leave(path, held):
 def training_problems(cfg:Config, spec:RunSpec, model)->list:
     "Return the problems to train on: drawn ones, or those of a file or data set."
     if spec.data != "geometry":
-        return problems_of_file(spec, model)
+        return problems_of_file(spec, model, **prompt_options(cfg))
     told = [name for name in OF_A_FILE if getattr(spec, name) is not None]
     if told:
         raise ValueError(f"--{told[0].replace('_', '-')} is about a file or data set: name it with"
@@ -96,6 +96,7 @@ def load_policy(cfg:Config, spec:RunSpec, model, device=None, dtype=None)->Polic
         model, bits=spec.bits, lora_rank=spec.lora_rank, adapter=adapter, seed=cfg.seed,
         device="cpu" if dtype else device, dtype=dtype, gradient_checkpointing=recompute,
         rows=cfg.rows)
+    policy.set_prompts(**prompt_options(cfg))
     if dtype:
         shard_layers(policy, device)
     return policy
@@ -157,6 +158,7 @@ def train_run(run:Run, device, dtype, tracker):
     if processes()[0] == 0:
         run.note(problems, policy)
         print(policy.about)
+        say_cost(policy)
     all_gather(None)
     train_or_say(run, policy, problems, tracker)
 
