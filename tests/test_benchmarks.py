@@ -47,9 +47,8 @@ def answered_by_its_truth(problem):
     assert not judge(truth, problem).correct, problem
     assert judge(f"The answer is {truth}", problem, lenient=True).correct, problem
 
-    # by the nearest choice, any text may win
-    none = judge("<think>x</think><answer>none of these at all</answer>", problem)
-    assert not none.correct or rule == "nearest", problem
+    for text in ("none of these at all", "I hope this helps!", "I cannot see the image."):
+        assert not judge(f"<think>x</think><answer>{text}</answer>", problem).correct, problem
 
 
 def test_awkward_rows_keep_their_meaning(minis):

@@ -131,7 +131,7 @@ MAY_USE = {
     "verify.characters": {"verify.chinese"},
     "verify.chinese": set(),
     "verify.choices": {"verify.clean", "verify.free", "verify.letters", "verify.sentence",
-                       "verify.words"},
+                       "verify.truth", "verify.words"},
     "verify.clean": {"verify.characters", "verify.latex", "verify.notation"},
     "verify.clocks": {"verify.spelled"},
     "verify.decide": {"verify.choices", "verify.clean", "verify.echo", "verify.free",

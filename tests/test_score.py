@@ -566,9 +566,14 @@ def test_soup_as_truth(text):
     s = score(wrap("12"), text if text.strip() else "12")
     assert "fault" not in s.how
 
-@pytest.mark.xfail(strict=True, reason="cleaned a second time, this truth is empty")
 def test_a_truth_of_which_cleaning_twice_leaves_nothing():
     assert "fault" not in score(wrap("12"), r"\\.").how
+    assert score(wrap(r"\\."), r"\\.").correct
+
+
+def test_a_choice_without_text_is_no_fault():
+    assert score(wrap("12"), "B", ["", "12 cm", "\x00"]).correct
+    assert not score(wrap("12"), "A", ["", "12 cm"]).correct
 
 WRAPS = ["{}", " {} ", "\n{}\n", "${}$", "$${}$$", r"\({}\)", r"\[{}\]", r"\boxed{{{}}}",
     r"$\boxed{{{}}}$", "{}.", "**{}**", "`{}`", "The answer is {}", "The answer is {}.",

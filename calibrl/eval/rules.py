@@ -113,23 +113,45 @@ def same_list(text, answer)->bool:
     return len(given) == len(wanted) and all(map(same_item, given, wanted))
 
 # %% ../../nbs/eval/rules.ipynb #80926cf4
+def words(text)->list:
+    "Return the words of a text in small letters."
+    return re.findall(r"[^\W_]+", str(text).lower())
+
+def is_slip(word, meant)->bool:
+    "Return whether a word is another with a slip of the pen: a long one, its first letter right."
+    if word == meant:
+        return True
+    if any(char.isdigit() for char in word + meant) or word[:1] != meant[:1]:
+        return False
+    return edit_distance(word[:40], meant[:40]) <= min(len(meant)//5, 2)
+
+def slipped_choice(text, options):
+    "Return the one choice that a text is but for slips of the pen, None if none or several are."
+    said = words(text)
+    near = []
+    for option in options:
+        meant = words(option)
+        if len(said) == len(meant) > 0 and all(map(is_slip, said, meant)):
+            near.append(option)
+    return near[0] if len(near) == 1 else None
+
+# %% ../../nbs/eval/rules.ipynb #6909aaf5
 def picks_choice(text, problem)->bool:
-    "Return whether the letter in a text, else the choice nearest to it, is the right one."
+    "Return whether a text names the right choice, perhaps with a slip of the pen."
     options, answer = problem.options, problem.answer
-    letter = pick(clean(text) or "", options)
-    if letter:
-        picked = options[ord(letter) - 65]
-    else:
-        picked = min(options, key=lambda option: edit_distance(text[:500], option))
-    return picked == answer or (answer not in options and letter == answer)
+    answer_is = "text" if answer in options else None
+    if verified(text, answer, options, None, answer_is):
+        return True
+    return slipped_choice(text, options) == answer
 
 # %% ../../nbs/eval/rules.ipynb #c8f37bd7
 @rule("lmms-eval, lmms_eval/tasks/mathvista/mathvista_evals.py "
       "(normalize_extracted_answer, safe_equal)",
-      "an LLM extracts the answer there; here it is read by rule; units are taken off; "
-      "an empty answer is wrong instead of the shortest choice")
+      "an LLM extracts the answer there; here it is read by rule; units are taken off; a text "
+      "that is no choice is wrong instead of the choice of the smallest edit distance, which pays "
+      "for chance; slips of the pen are forgiven")
 def nearest(text, problem):
-    "Return whether the nearest choice is right, or a number at the asked precision."
+    "Return whether the named choice is right, or a number at the asked precision."
     tags, answer = problem.tags, problem.answer
     if problem.options and tags.get("question_type", "multi_choice") == "multi_choice":
         return picks_choice(text, problem)
@@ -148,10 +170,6 @@ def nearest(text, problem):
     return round(float(given), int(float(tags.get("precision") or 0))) == float(truth)
 
 # %% ../../nbs/eval/rules.ipynb #e647b60f
-def words(text)->list:
-    "Return the words of a text in small letters."
-    return re.findall(r"[^\W_]+", str(text).lower())
-
 def holds(
     whole:list,    # words
     part:list,     # words
@@ -266,6 +284,8 @@ def until_closed(text:str)->str:
 SAYS = re.compile(r"(?:final answer|correct answer|answer|correct option|option)"
                   r"\s*(?:is|:|=)+\s*(.+)", re.I)
 
+CHOICE_LINE = re.compile(r"\W{0,3}([A-J])[.:)]\**\s")    # one of the choices, told in its line
+
 def final_answer(
     response:str,    # model text
 )->str:              # from the last box, after the last "the answer is", or a last short line
@@ -278,7 +298,8 @@ def final_answer(
     said = SAYS.findall(text)
     lines = [line for line in text.strip().splitlines() if line.strip()]
     last = (said or lines or [""])[-1].strip()
-    if not said and len(last) >= 80:
+    listed = {mark[1] for mark in map(CHOICE_LINE.match, lines) if mark}
+    if not said and (len(last) >= 80 or len(listed) > 1):
         return ""
     return last.split(". ")[0].strip().strip("*").rstrip(".")
 

@@ -10,12 +10,20 @@ from .free import judge_free, judge_plain
 from .letters import (AS_PRINTED, LETTER_RUN, ONE_LETTER, index_of, letter_at,
     listed_letters, same_letters, split_letter, without_choice_word)
 from .sentence import HEDGES, candidates, is_doubtful, words_of
+from .truth import read_truth
 from .words import YES_NO, phrase, same_yes_no
 
 # %% auto #0
 __all__ = []
 
 # %% ../../nbs/verify/choices.ipynb #4dca8119
+def means_option(option, text):
+    "Return whether a text says the value or the phrase of a choice."
+    try:
+        return judge_plain(read_truth(option), text)[0]
+    except ValueError:
+        return False # a choice without readable text
+
 def which(text, options):
     "Return the index of the option whose text this is; None if none or several fit."
     places = range(len(options))
@@ -27,7 +35,7 @@ def which(text, options):
         phrases = [phrase(option) for option in options]
         hits = [i for i in places if phrases[i] and phrases[i] == words]
     if not hits:
-        hits = [i for i in places if judge_plain(options[i], text)[0]]
+        hits = [i for i in places if means_option(options[i], text)]
     return hits[0] if len(hits) == 1 else None
 
 # %% ../../nbs/verify/choices.ipynb #ad2e6610

@@ -11,7 +11,7 @@ from .free import judge_free
 from .judge import judge_text
 from .lines import answer_lines
 from .sandbox import ask_judge, warm_up
-from .truth import MAX_TRUTH, read_truth
+from .truth import as_truth, clean_truth
 
 # %% auto #0
 __all__ = []
@@ -38,7 +38,7 @@ def decide(
     # where LaTeX is about, a worker is ready before it is needed
     if "\\" in answer + text:
         warm_up()
-    truth = clean(answer, MAX_TRUTH)
+    truth = clean_truth(answer)
     response = clean(answer_lines(text), max(MAX_CHARS, 2 * len(answer)))
     if response == "":
         return False, "rules: empty"
@@ -56,7 +56,7 @@ def decide(
         return correct, how
 
     # right, but is it more than the question?
-    read = read_truth(answer, answer_is)
+    read = as_truth(truth, answer_is)
     if read.kind in COMPUTED and is_echo(read, response, question):
         return False, "rules: the question said back"
     return correct, how

@@ -19,7 +19,7 @@ from .same import same
 from .sentence import HEDGES, candidates, is_doubtful, words_of
 from .spelled import in_signs
 from .tokens import lex
-from .truth import read_truth
+from .truth import as_truth
 from .words import same_word_list, same_words, same_yes_no
 
 # %% auto #0
@@ -140,7 +140,7 @@ def says_choice(choice, text):
     alone = ONE_LETTER.fullmatch(text)
     if alone:
         return alone[1].upper() == letter
-    truth = read_truth(own)
+    truth = as_truth(own)
     named, said = split_letter(text)
     if named and judge_text(truth, said)[0]:
         return named.upper() == letter
@@ -167,10 +167,9 @@ def without_choice_letter(text):
         return None
     return said if is_choice_text(said) else None
 
-def judge_plain(answer, response, answer_is=None):
+def judge_plain(truth, response):
     "Return (correct, how) of a response to a truth, whatever choices there may be."
-    truth = read_truth(answer, answer_is)
-    if response in (answer, truth.text):
+    if response == truth.text:
         return True, "rules: same text"
     if truth.kind == "choice":
         return judge_printed(truth.form, response)
@@ -182,8 +181,10 @@ def judge_free(
     answer_is:str|None=None, # "letter" or "text", where that is known
 )->tuple: # (correct, how)
     "Return the verdict on a free answer."
-    verdict = judge_plain(answer, response, answer_is)
-    truth = read_truth(answer, answer_is)
+    if response == answer:
+        return True, "rules: same text"
+    truth = as_truth(answer, answer_is)
+    verdict = judge_plain(truth, response)
     is_lettered = truth.kind in ("letter", "letters", "choice")
     if verdict[0] or is_lettered or not PRINTED.search(response):
         return verdict

@@ -66,6 +66,8 @@ def same_parts(
     a = [calc(part) for part in truth]
     b = [calc(part) for part in response]
     if {len(a), len(b)} == {1, 2}:
+        if not all(max(a, b, key=len)): # 0:3 is no number
+            return False
         a = [arithmetic("/", *a)] if len(a) == 2 else a
         b = [arithmetic("/", *b)] if len(b) == 2 else b
     if len(a) == len(b) == 1:

@@ -55,7 +55,8 @@ def hidden_spans(tags, end=0):
 
     # never closed: a draft, unless the text ends with its answer
     last = tags[-1]
-    ends_with_answer = last.name == "</answer>" and last.end == end
+    is_block = [tag.name for tag in tags[-2:]] == ["<answer>", "</answer>"]
+    ends_with_answer = is_block and last.end == end
     if start < end and not ends_with_answer:
         spans.append(Span(start, end))
     return spans

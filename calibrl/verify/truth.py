@@ -154,14 +154,16 @@ def told_letters(text):
     return Truth(", ".join(letters), "letters") if letters else of_letters(text.upper())
 
 @functools.lru_cache(8192)
-def read_truth(
-    answer:str, # ground truth as given
-    answer_is:str|None=None, # "letter" or "text", where that is known
-)->Truth: # raises ValueError if nothing can be read
-    "Return what kind of thing a ground truth is."
+def clean_truth(answer):
+    "Return a ground truth in one spelling; raise ValueError if nothing is left."
     text = clean(answer, MAX_TRUTH)
     if not text:
         raise ValueError(f"ground truth has no readable text: {answer!r}")
+    return text
+
+@functools.lru_cache(8192)
+def as_truth(text, answer_is=None):
+    "Return what kind of thing a cleaned ground truth is."
     if answer_is == "text":
         alone = Truth(text, "words") if is_letter(text) else None
         return alone or of_words(text) or by_grammar(text)
@@ -169,3 +171,10 @@ def read_truth(
     # what looks like mathematics and is not comes first
     told = told_letters(text) if answer_is == "letter" else None
     return told or of_letters(text) or of_words(text) or by_grammar(text)
+
+def read_truth(
+    answer:str, # ground truth as given
+    answer_is:str|None=None, # "letter" or "text", where that is known
+)->Truth: # raises ValueError if nothing can be read
+    "Return what kind of thing a ground truth is."
+    return as_truth(clean_truth(answer), answer_is)
