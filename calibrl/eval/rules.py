@@ -299,8 +299,11 @@ def final_answer(
     lines = [line for line in text.strip().splitlines() if line.strip()]
     last = (said or lines or [""])[-1].strip()
     listed = {mark[1] for mark in map(CHOICE_LINE.match, lines) if mark}
-    if not said and (len(last) >= 80 or len(listed) > 1):
+    is_choice = CHOICE_LINE.match(last)
+    if not said and (len(last) >= 80 and not is_choice or len(listed) > 1):
         return ""
+    if is_choice and last.startswith("("):
+        return last.rstrip(".")
     return last.split(". ")[0].strip().strip("*").rstrip(".")
 
 # %% ../../nbs/eval/rules.ipynb #1d27529e
