@@ -200,7 +200,7 @@ def test_workers_end_with_a_parent_that_is_killed(tmp_path):
     started = set()
     try:
         # until both workers have begun: they, and what helps them
-        end = time.monotonic() + 240
+        end = time.monotonic() + 600
         while len(list((tmp_path/"records").glob("*.at"))) < 2:
             started = descendants(parent.pid)
             assert parent.poll() is None and time.monotonic() < end

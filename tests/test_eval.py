@@ -406,7 +406,7 @@ def start_evaluation(out):
 def test_a_killed_evaluation_goes_on_with_identical_results(tmp_path):
     cut, whole = tmp_path/"cut", tmp_path/"whole"
     killed = start_evaluation(cut)
-    for _ in range(1200):
+    for _ in range(12_000):                     # ten minutes at most, where others are at work
         if len(read_answers(cut/"answers.jsonl")) >= 6:
             break
         assert killed.poll() is None
