@@ -34,3 +34,14 @@ def checkpoint(tmp_path_factory):
             made[kind] = make(kind, tmp_path_factory.mktemp(kind))
         return made[kind]
     return folder
+
+
+@pytest.fixture(scope="session")
+def table_cache(tmp_path_factory):
+    "Tables that `datasets` writes on the way go to a folder of this run."
+    import datasets
+    usual = datasets.config.HF_DATASETS_CACHE
+    datasets.config.HF_DATASETS_CACHE = tmp_path_factory.mktemp("tables")
+    datasets.disable_progress_bars()
+    yield
+    datasets.config.HF_DATASETS_CACHE = usual

@@ -60,14 +60,7 @@ def of(*rows, **how):
     return load_problems(table_of(*rows), **how)
 
 
-@pytest.fixture(scope="module", autouse=True)
-def cache(tmp_path_factory):
-    "Tables that `datasets` writes on the way go to a folder of this run."
-    old = datasets.config.HF_DATASETS_CACHE
-    datasets.config.HF_DATASETS_CACHE = tmp_path_factory.mktemp("cache")
-    datasets.disable_progress_bars()
-    yield
-    datasets.config.HF_DATASETS_CACHE = old
+pytestmark = pytest.mark.usefixtures("table_cache")
 
 
 @pytest.fixture(scope="module")

@@ -21,20 +21,14 @@ from calibrl.runs.folder import RunSpec
 from calibrl.runs.start import training_problems
 from calibrl.tasks import INSTRUCTION, messages
 
-
-@pytest.fixture(scope="module", autouse=True)
-def cache(tmp_path_factory):
-    "Tables that `datasets` writes on the way go to a folder of this run."
-    usual = datasets.config.HF_DATASETS_CACHE
-    datasets.config.HF_DATASETS_CACHE = tmp_path_factory.mktemp("cache")
-    datasets.disable_progress_bars()
-    yield
-    datasets.config.HF_DATASETS_CACHE = usual
+pytestmark = pytest.mark.usefixtures("table_cache")
 
 
 def problems_of(*rows, **how):
-    "Problems of some rows, as a training run reads them."
-    return load_problems(datasets.Dataset.from_list(list(rows)), **how)
+    "Problems of some rows, as a training run reads them; each gold is accepted as its own answer."
+    found = load_problems(datasets.Dataset.from_list(list(rows)), **how)
+    assert all(earns(p.answer, p.answer, p.options) for p in found)
+    return found
 
 
 def reason(row, good=None, **how):
@@ -152,6 +146,31 @@ def test_a_solution_that_does_not_say_one_answer_is_refused(solution):
     good = {"problem": "How much?", "solution": "The answer is 24."}
     said = reason({"problem": "How much?", "solution": solution}, good)
     assert said.startswith("no answer: ")
+
+
+@pytest.mark.parametrize("value, answer", [
+    ("['24/7']", "24/7"), (["24/7"], "24/7"), ("[0, 2)", "[0, 2)"),
+    ("[2007, 2008]", "[2007, 2008]"),
+    (["A", "C"], "A, C"), ("['A', 'C']", "A, C"), ('["B"]', "B")])
+def test_a_gold_that_is_a_list_is_what_it_lists(value, answer):
+    choices = {"choices": list("wxyz")} if set(answer) & set("ABC") else {}
+    found = problems_of({"question": "Which?", "answer": value} | choices, on_bad="fail")
+    assert found[0].answer == answer
+
+
+@pytest.mark.parametrize("value", ["['24/7', '3.429']", ["24/7", "3.429"], "nan", " nan "])
+def test_a_gold_of_several_answers_or_of_none_is_refused(value):
+    good = {"question": "Which?", "answer": ["4"] if isinstance(value, list) else "4"}
+    said = reason(good | {"answer": value}, good)
+    assert said in ("no answer: it lists several: 24/7, 3.429", "no answer")
+
+
+def test_a_truth_of_several_answers_stays_one_in_a_set_whose_rule_knows_them(tmp_path):
+    row = {"id": "x_1", "question": "How often, in <image 1>?", "options": "[]",
+           "image_1": encoded64(), "question_type": "open", "answer": "['24/7', '3.429']"}
+    write(tmp_path/"mmmu_val/validation.jsonl", row)
+    problem, = benchmark("mmmu_val", tmp_path)
+    assert problem.answer == row["answer"]
 
 
 # Conversations

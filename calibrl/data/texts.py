@@ -211,11 +211,23 @@ def refuse_long(text, worked):
                        "name the answer's column with map, as in answer=NAME")
 
 # %% ../../nbs/data/texts.ipynb #d4a7600a
+def listed_answer(value):
+    "Return the one text that a list of texts holds, or its letters as `A, C`; else as it is."
+    found = spelled(value)
+    if not isinstance(found, (list, tuple)) or not found:
+        return value
+    if len(found) == 1 and not isinstance(found[0], (list, dict)):
+        return value if isinstance(value, str) and not isinstance(found[0], str) else found[0]
+    if not all(isinstance(text, str) for text in found):
+        return value
+    if all(re.fullmatch("[A-Z]", text) for text in found):
+        return ", ".join(found)
+    raise Unusable("no answer", f"it lists several: {', '.join(found)[:60]}")
+
 def answer_text(value):
     "Return the text of an answer's cell."
-    if isinstance(value, (list, tuple)) and len(value) == 1:
-        value = value[0]
-    if is_missing(value):
+    value = listed_answer(value)
+    if is_missing(value) or (isinstance(value, str) and value.strip() == "nan"):
         raise Unusable("no answer")
     if isinstance(value, float):
         if math.isinf(value):

@@ -10,7 +10,7 @@ import re
 
 from calibrl.data.golds import choices_in
 from calibrl.data.marks import placed
-from calibrl.data.texts import answer_of
+from calibrl.data.texts import answer_of, spelled
 from calibrl.eval.rules import text_list
 
 # %% ../../nbs/eval/readers.ipynb #f734a81d
@@ -55,8 +55,9 @@ def tags(**named)->dict:
 
 def plain(value, choices=None)->str:
     "Return a truth as text, read as for training; several truths are a list in a text."
-    if isinstance(value, (list, tuple)) and len(value) > 1:
-        value = str(list(value))
+    listed = spelled(value)
+    if isinstance(listed, (list, tuple)) and len(listed) > 1:
+        return str(listed) if listed is value else value
     return answer_of(value, choices=choices)
 
 # %% ../../nbs/eval/readers.ipynb #c6b5a96e
