@@ -45,11 +45,12 @@ def peel(text):
 # %% ../../nbs/verify/clean.ipynb #aac1f6a2
 LETTER_LINE = re.compile(r"\(?([A-Z])\)?[.,]?")
 LETTER_FIRST = re.compile(r"(^\s*|: ?)\(?([A-Z])\)?[.:)]?\s*\n\s*(?![=<>+*/(-])")
-BULLET = re.compile(r"[-*•] +")
+BULLET = re.compile(r"(?:[-*•]|#{1,6}) +")
+HEADING = re.compile(r"^ {0,3}#{1,6} +", re.M)
 PART_LINE = re.compile("|".join([ # how a line of one part begins
     r"[\s$]*(?:\\[(\[])?\s*([A-Za-z](?:_?\w|_\{\w+\})?)\s*=", # x = 3
     r"\(?(?:[a-h]|\d|i{1,3}|iv|v)\)\s", # (a) 5
-    r"\**[A-Za-z][\w '()-]{1,40}:"])) # Area: 24
+    r"\**[A-Za-z][\w '()-]{1,40}[:=]"])) # Area: 24
 
 def joined_parts(lines):
     "Return lines of one part each as a list; None for any others."
@@ -70,7 +71,7 @@ def join_lines(text):
     if len(letters) > 1 and all(letters):
         return ", ".join(letter[1] for letter in letters)
     joined = joined_parts(lines) if len(lines) > 1 else None
-    return joined or LETTER_FIRST.sub(r"\1\2) ", text, count=1)
+    return joined or LETTER_FIRST.sub(r"\1\2) ", HEADING.sub("", text), count=1)
 
 # %% ../../nbs/verify/clean.ipynb #f96c42a3
 HALF_DAY = re.compile(r"\b([AaPp])\. ?[Mm]\b\.?")
@@ -91,6 +92,7 @@ def common_words(text):
 
 # %% ../../nbs/verify/clean.ipynb #3eb1e86a
 MAX_CHARS = 1500 # an answer longer than this is not an answer
+LINE_BREAK = re.compile(r"(?<=\S) *\\\\\s+(?=\S)") # of LaTeX
 BOLD = re.compile(r"\*\*([^*]+)\*\*")
 
 def clean(
@@ -104,6 +106,8 @@ def clean(
     if len(text) > limit:
         return None
 
+    if "\\\\" in text and "\\begin" not in text:
+        text = LINE_BREAK.sub("\n", text)
     if "\n" in text:
         text = join_lines(text)
     text = one_spelling(text)

@@ -17,8 +17,7 @@ from .words import phrase
 __all__ = []
 
 # %% ../../nbs/verify/labels.ipynb #4d81b6f0
-NAME = (r"[A-Za-z\u4e00-\u9fff]"
-    r"(?:[A-Za-z\u4e00-\u9fff' -]{0,60}?[A-Za-z\u4e00-\u9fff])??")
+NAME = r"[^\W\d_](?:(?:[^\W\d_]|[' -]){0,60}?[^\W\d_])??"
 LABEL = re.compile(rf"\s*(?:the )?({NAME})(?:\s*(?::|=|\b(?:is|are|has|have)\b)\s*(?=\S)|"
     r"(?: (?:of|at|on|in))?(?: ?(?=[\d(\[❴√π\\＄.])| (?=-\d)))", re.I)
 NO_NAME = FUNCTIONS | {"so", "thus", "then", "therefore", "hence", "not", "and"}

@@ -109,14 +109,16 @@ def letter_behind(text):
 
 def same_letter(truth, response):
     "Return whether a response names a letter: alone, in brackets, after `Option`, with a text."
+    named = without_choice_word(response)
     for text in candidates(response):
         text = without_choice_word(text)
         found = ONE_LETTER.fullmatch(text)
         if not found:
             continue
-        # a small letter counts in brackets and alone
+        # a small letter counts in brackets, alone, and after `Option`, where it is no word
         letter = found[1]
-        is_alone = text[0] == "(" or text == response == letter
+        is_whole = text == named and (named == response or letter not in "ai")
+        is_alone = text[0] == "(" or text == letter and is_whole
         return letter == truth or is_alone and letter.upper() == truth
 
     said = [letter_before(without_choice_word(text)) for text in candidates(response)]

@@ -14,7 +14,7 @@ __all__ = []
 # %% ../../nbs/verify/sentence.ipynb #f0bb3158
 HEDGES = set("""or either maybe perhaps possibly probably might could not neither nor between unsure
     guess except unless instead versus vs cannot wait actually correction oops sorry wrong incorrect
-    unknown unlikely doubt previous lambda return print else def assert""".split())
+    unknown unlikely doubt depends previous lambda return print else def assert""".split())
 DOUBTS = HEDGES | set("no but rather however although".split()) # second thoughts, too
 WORD = re.compile(r"[^\W\d_]+(?:'t)?")
 
@@ -31,20 +31,20 @@ LEAD = re.compile("(?:(?:" + "|".join([ # what may open an answer
     "so|thus|therefore|hence|then|finally|also|overall|in conclusion|it follows that|namely|simply|"
     "just",
     "only|a total of|exactly|approximately|about|approx\\.?|roughly|around|it's|that's",
-    "equals?|equal to|at|located at",
-    "(?:(?:i|we) (?:would )?)?(?:choose|select|pick)",
+    "equal to|equals?|at|located at",
+    "(?:(?:i|we)(?: would|'d)? )?(?:choose|select|pick)",
     "(?:we|i|you) (?:get|got|have|had|find|found|obtain|chose|conclude|think)"
     "(?: that)?",
     "(?:it|this|that|which) (?:has|takes|gives|would be|will be|will take)|"
     "there (?:are|is|were|will be)",
     "(?:the |my |our )?(?:(?:final|correct|right|best|exact) )*(?:answer|result|solution)"
-    "(?: here)?(?: is)?|ans\\.?",
+    "(?:'s| here)?(?: is)?|ans\\.?",
     "(?:the )?(?:point|vertex|coordinates|(?:ordered )?pair|interval|set|ratio|value|number|"
     "equation)(?: (?:is|are))?",
-    ]) + r")\b\s*[,:=]*|[≈=:,]"
-    r"|(?:the|an) (?=[a-z\d])|(?-i:a) (?=[a-z]{2}|\d))\s*", re.I)
+    ]) + r")\b\s*[,:=]*|=>|[≈=:,→⇒]"
+    r"|(?-i:[Tt]he|[Aa]n) (?-i:(?=[a-z\d]))|(?-i:a) (?=[a-z]{2}|\d))\s*", re.I)
 TAIL = re.compile("|".join([ # what may close one
-    r",? (?:is|are) (?:the |my )?(?:(?:final|correct|right) )*"
+    r",? (?:is|are) (?:the |my )?(?:(?:final|correct|right|best) )*"
     r"(?:answer|result|solution|option|choice|one|correct|right)\.?$",
     r"(?<=[\d)}]) (?:is|are) (?:the|my) [A-Za-z ]{1,40}$",
     r",? (?:in total|altogether|in all|in length|in area|long|wide|tall|high|away|old|left|"
@@ -52,11 +52,13 @@ TAIL = re.compile("|".join([ # what may close one
     r",? as (?:the |my )?(?:final )?answer$"]), re.I)
 
 # %% ../../nbs/verify/sentence.ipynb #653921f6
+TELLS_OF = ("has|have|had|needs?|takes?|makes?|made|comes to|leaves|holds|earns?|earned|travels?|"
+    "travell?ed|costs?|weighs|contains|scored|spent|pays|paid|sold|bought|read|baked|ate|drove|"
+    "ran|walked|collected|picked|received|won|lost|saved|gave|used|drew|planted")
 COPULA = re.compile("|".join([ # where a sentence turns to its answer
     r"\b(?:(?:made|created|painted|written|designed|caused|composed|called|known) "
     r"(?:of|from|by|as)|depicts?|shows|represents|means)\b",
-    r"\b(?:has|have|needs?|takes?|makes|comes to|leaves|holds|earn(?:s|ed)|travel(?:s|ed)|"
-    r"costs?|weighs|contains|scored|spent|pa(?:ys|id))\b(?= [-\d.√(\\＄])",
+    rf"\b(?:{TELLS_OF})\b(?= [-\d.√(\\＄])",
     r"\b(?:is|are|equals|equal to|be|was|were|gives|gets?|becomes|measures|"
     r"has (?:the |a )?solutions?)\b",
     r"(?<=[A-Za-z)]):(?= )",
@@ -64,8 +66,8 @@ COPULA = re.compile("|".join([ # where a sentence turns to its answer
     r"(?: of)?(?= [-\d.√(\\])"]))
 NAMED = re.compile(r"[A-Za-z)]:(?= )") # a label before its value
 VERB = re.compile(
-    r"\b(?:is|are|equals|equal to|was|were|gives|gets?|becomes|measures)\b|=")
-REASON = re.compile(r"[,.;]? \(?(?:because|since) |, which |"
+    rf"\b(?:is|are|equals|equal to|was|were|gives|gets?|becomes|measures|{TELLS_OF})\b|=")
+REASON = re.compile(r"[,.;]? \(?(?:because|since) |, (?:which|as) |"
     r",? (?:attained|achieved|reached|obtained) (?:at|when|for|by) ", re.I)
 CONCLUSION = re.compile(r", (?:and )?(?:so|then|thus|therefore|hence|giving|which gives) ", re.I)
 INTRODUCTION = re.compile(
@@ -77,7 +79,8 @@ GIVEN = re.compile(r"(?:since|because|given|as|if|when|with|for|using|by|from)\b
 SEVERAL_VALUES = re.compile(r"[\d,;]|\band\b")
 
 SUPPOSED = re.compile(r"(?:if|when|suppose|assume)\b[^,]*$", re.I)
-ANSWERED = re.compile(r"(?:first |[^\w ])*-?\d.*\b(?:answer|ans|result|solution)\b", re.I)
+ANSWERED = re.compile(r"(?:first |[^\w ])*-?\d.*\b(?:answer|ans|result|solution)\b|"
+    r"\(?\w{1,8}\)?[,;] (?:the )?(?:final )?(?:answer|ans)$", re.I)
 
 def may_precede(text):
     "Return whether a text may stand before the answer of a sentence: no answer, no doubt in it."

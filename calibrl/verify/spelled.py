@@ -105,7 +105,7 @@ def half_more(match):
     return f"{count} 1/2 {match[2]}"
 
 # %% ../../nbs/verify/spelled.ipynb #7a97907c
-NEGATIVE = re.compile(r"^(?:negative|minus) (?=[\d.])")
+NEGATIVE = re.compile(r"(?:^|(?<=\bis )|(?<=[:=] ))(?:negative|minus) (?=[\d.])")
 MEMBER = re.compile(r"\b(\w) in (?=[\[({❴])")
 RATIO = re.compile(r"(?<=\d) to (?=\d)")
 

@@ -28,7 +28,7 @@ ENDING = re.compile(r"(?:\s*(?:\b(?:is|are|equals|equal to|was|were|gives)|[:=])
 TOLD = re.compile(
     r"\b(?:answer|result|solution)$|, (?:so|thus|then|therefore|hence)\b[^\d,;=]*$", re.I)
 ABOUT = re.compile(r"\b(?:of|from|between|with|in|if|for|when|since|because|given|by|at)\b", re.I)
-CONJUNCTION = re.compile(r"[,;]|\band\b|\bor\b")
+CONJUNCTION = re.compile(r"[,;/|]|\band\b|\bor\b")
 NUMBER_OR_BRACKET = re.compile(r"[\d(\[❴]")
 
 def is_without_value(before):
