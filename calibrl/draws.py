@@ -37,15 +37,23 @@ def drawer(device, seed:int, temperature, top_k, top_p):
     return partial(draw, temperature=temperature, top_k=top_k, top_p=top_p, generator=generator)
 
 # %% ../nbs/01d_draws.ipynb #76606e5d
+AT_ONCE = 2**23    # numbers of (rows, V) that are looked at together
+
+def pick_some(logits, banned, choose)->tuple:
+    "Return what `pick` says, for a few rows."
+    logps = logits.masked_fill_(banned, -torch.inf).log_softmax(-1)
+    token = choose(logps)
+    logp = logps.gather(1, token[:, None])[:, 0]
+    return token, logp, torch.special.entr(logps.exp()).sum(-1)
+
 def pick(logits,    # (rows, V) over the temperature, in at least 32 bits; used up
          banned,    # (V,) True on tokens that have no probability
          choose,    # log-probabilities (rows, V) -> token ids (rows,)
         )->tuple:   # token ids, log-probabilities and entropies (rows,)
     "Return a token for each row, drawn among those that a policy may write."
-    logps = logits.masked_fill_(banned, -torch.inf).log_softmax(-1)
-    token = choose(logps)
-    logp = logps.gather(1, token[:, None])[:, 0]
-    return token, logp, torch.special.entr(logps.exp()).sum(-1)
+    rows = max(1, AT_ONCE//logits.shape[1])
+    parts = [pick_some(some, banned, choose) for some in logits.split(rows)]
+    return tuple(torch.cat(values) for values in zip(*parts, strict=True))
 
 # %% ../nbs/01d_draws.ipynb #736ad3b5
 class Drawn(NamedTuple):

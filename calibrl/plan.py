@@ -19,6 +19,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from .base import (
     FULL_PRECISION, add_adapter, model_config, model_processor, recompute_activations, recomputes)
+from .draws import AT_ONCE
 from .engine import head_logps, register_attention
 from .policy import Policy
 from .prompts import NO_LIMITS, check_pixels, prompter
@@ -325,7 +326,8 @@ def prompts_at_once(prompts, group:Group, read_tokens)->int:
 # %% ../nbs/04a_plan.ipynb #5a0c1e0d
 def drawing_bytes(text, rows, tokens, wide)->int:
     "Return the bytes that drawing one token of each row takes: logits, and scores over the past."
-    logits = rows*text.vocab_size*(4 + 4 + 4 + 8 + 8)
+    logits = rows*text.vocab_size
+    logits = 4*logits + (4 + 4 + 8 + 8)*min(logits, max(AT_ONCE, text.vocab_size))
     return logits + rows*text.num_attention_heads*tokens*(4 + 4 + wide)
 
 def looking_bytes(image:ImageSizes, images, wide)->int:

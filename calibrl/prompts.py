@@ -141,6 +141,7 @@ def check_pixels(min_pixels, max_pixels):      # None: any
     if min_pixels and max_pixels and min_pixels > max_pixels:
         raise ValueError(f"min_pixels ({min_pixels}) must not be above max_pixels ({max_pixels})")
 
+# %% ../nbs/00h_prompts.ipynb #eb061f76
 def limit_pixels(processor, min_pixels=None, max_pixels=None):      # None: as it is
     "Have a processor scale pictures to a number of pixels between two limits."
     check_pixels(min_pixels, max_pixels)
@@ -156,6 +157,7 @@ def limit_pixels(processor, min_pixels=None, max_pixels=None):      # None: as i
                          f" not {most}")
     processor.image_processor.size = {"shortest_edge": least, "longest_edge": most}
 
+# %% ../nbs/00h_prompts.ipynb #9809bce2
 def picture_cost(processor)->str:      # "" where pictures have no limits
     "Return how large the pictures of a prompt are and what each costs, in words."
     limits = pixels_of(processor)

@@ -251,6 +251,7 @@ def fitted(policy, problem):
     except (AttributeError, KeyError, RuntimeError, TypeError, ValueError):
         return None
 
+# %% ../nbs/01f_selfcheck.ipynb #1720c496
 def first_answer(policy, probe:Probe)->list:    # as `own_group`
     "Return what a model says of the probe, or raise where it does not run at all."
     try:
@@ -262,6 +263,7 @@ def first_answer(policy, probe:Probe)->list:    # as `own_group`
         raise ValueError(f"this {kind} model loads but does not run: its config.json does not fit"
                          f" it ({one_line(e)})") from None
 
+# %% ../nbs/01f_selfcheck.ipynb #447bcbdc
 def examine(policy,
             asked="auto",    # "packed", "plain", or whichever is right
            )->Verdict:

@@ -97,7 +97,7 @@ MAY_USE = {
     "masks": {"engine"},
     "methods": {"config", "loss", "rollout"},
     "parallel": {"rollout"},
-    "plan": {"base", "engine", "policy", "prompts", "rollout", "train"},
+    "plan": {"base", "draws", "engine", "policy", "prompts", "rollout", "train"},
     "plain_rows": {"draws", "engine", "masks"},
     "policy": {"base", "draws", "engine", "masks", "plain_rows", "prompts", "selfcheck", "states"},
     "prompts": {"tasks"},
@@ -215,7 +215,7 @@ MAY_USE["cli"] = set(MAY_USE)
 
 # What stands whole in one cell: classes whose methods only call functions, commands with an option
 # a line
-WHOLE = {"Policy", "Config", "train", "evaluate"}
+WHOLE = {"Policy", "Config", "train", "evaluate", "plan"}
 HEAVY = {"transformers", "peft", "bitsandbytes", "datasets", "math_verify", "sympy", "accelerate",
          "trl"}
 

@@ -148,6 +148,7 @@ def of_words(text):
         return Truth(text, "words")
     return None
 
+# %% ../../nbs/verify/truth.ipynb #6675d470
 def told_letters(text):
     "Return a truth of letters that is known to be one: `b`, too, and a run in any order."
     letters = letters_of(text.upper())
@@ -161,6 +162,7 @@ def clean_truth(answer):
         raise ValueError(f"ground truth has no readable text: {answer!r}")
     return text
 
+# %% ../../nbs/verify/truth.ipynb #12d11386
 @functools.lru_cache(8192)
 def as_truth(text, answer_is=None):
     "Return what kind of thing a cleaned ground truth is."
