@@ -31,7 +31,7 @@ def test_help_and_version(capsys):
     ("train --adapter /no/run", "no adapter in"),
     ("eval --adapter /no/run", "no adapter in"),
     ("eval --benchmarks geo", "benchmark geo is unknown"),
-    ("eval --limit 0", "at least 1"),
+    ("eval --limit 0", "--limit must be a whole number from 1"),
     ("demo --steps -1", "steps must be")])
 def test_mistakes_get_one_line_and_exit_code_2(line, word, capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)

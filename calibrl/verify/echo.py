@@ -59,22 +59,29 @@ def spelled_with(text):
     sides = sorted(side.replace(" ", "") for side in SIGN.split(text))
     return numbers, letters, sides if len(sides) > 1 else None
 
+NAME = re.compile(r"(?:[^=]*: ?)?(?:[A-Za-z]\w?|\w\(\w\))")
+
+def values_in(text):
+    "Return the sides of equations that are no mere names: `4` in `x = 4`."
+    sides = [side.strip() for side in re.split("[=≈]", text)]
+    return [side for side in sides if side and not NAME.fullmatch(side)]
+
 def is_own_spelling(text, truth):
-    "Return whether a text is spelled as the truth is, but for order and form of numbers."
+    "Return whether a text is spelled as the truth or its one value is, but for order and form."
+    values = values_in(truth)
+    if len(values) == 1 and values[0] != truth and is_own_spelling(text, values[0]):
+        return True
     said, wanted = spelled_with(text), spelled_with(truth)
     if QUANTITY.fullmatch(text) or QUANTITY.fullmatch(truth):
         return said[0] == wanted[0] and said[2] == wanted[2]
     return said == wanted
 
 # %% ../../nbs/verify/echo.ipynb #077c6065
-NAME = re.compile(r"[A-Za-z]\w?|\w\(\w\)")
-
 def is_said_back(text, truth, question):
     "Return whether a text is the question's own expression."
     if stands_in(text, question):
         return not is_own_spelling(text, truth)
-    sides = [side.strip() for side in re.split("[=≈]", text)]
-    sides = [side for side in sides if side and not NAME.fullmatch(side)]
+    sides = values_in(text)
     return bool(sides) and all(
         stands_in(side, question) and not is_own_spelling(side, truth) for side in sides)
 
