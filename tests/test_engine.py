@@ -144,29 +144,6 @@ def test_pack_lays_out_and_masks():
     assert own.shape == (4, 1, 2, 4)
 
 
-def save(folder, model_class, config_class, **settings):
-    "A text-only model with random weights and its tokenizer."
-    from tiny_models import TEXT, tokenizer
-    tok = tokenizer("", [])
-    model_class(config_class(**TEXT, vocab_size=len(tok), **settings)).save_pretrained(folder)
-    tok.save_pretrained(folder)
-
-
-def test_models_that_cannot_be_packed_are_refused(tmp_path):
-    import transformers as hf
-    save(tmp_path, hf.Gemma2ForCausalLM, hf.Gemma2Config, head_dim=16)
-    with pytest.raises(ValueError, match="model type 'gemma2' is not served"):
-        Policy.from_pretrained(tmp_path)
-
-
-def test_sliding_windows_are_refused(tmp_path):
-    import transformers as hf
-    save(tmp_path, hf.Qwen2ForCausalLM, hf.Qwen2Config, use_sliding_window=True, sliding_window=8,
-         max_window_layers=0)
-    with pytest.raises(ValueError, match="sliding-window attention"):
-        Policy.from_pretrained(tmp_path)
-
-
 @pytest.mark.parametrize("tile", [1, 13, 64, 1000])
 def test_head_against_full_logits(tile):
     torch.manual_seed(0)
