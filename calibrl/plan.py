@@ -655,6 +655,12 @@ def image_share(config, prompt_tokens, image_tokens, min_pixels=None, max_pixels
                          f"not {image_tokens}")
     return image_tokens
 
+def in_rows(rows, prompts, responses)->tuple:    # "auto", "packed" or "plain", and how many
+    "Return prompts and responses to each, as they are run: a row of its own is a group of one."
+    if rows not in ("auto", "packed", "plain"):
+        raise ValueError(f"rows must be auto, packed or plain, not {rows!r}")
+    return (prompts*responses, 1) if rows == "plain" else (prompts, responses)
+
 # %% ../nbs/04a_plan.ipynb #93542f22
 def words_share(model, config, room, instruction, system)->int:      # `room`: tokens of text
     "Return the tokens of an instruction and a system message; 0 where neither is named."
@@ -698,8 +704,6 @@ def plan(  # noqa: PLR0913
         )->dict:                  # the numbers, as `estimate` makes them
     """What a QLoRA step needs: memory by part, tokens, operations, and the largest micro-batch \
 that fits."""
-    if rows not in ("auto", "packed", "plain"):
-        raise ValueError(f"rows must be auto, packed or plain, not {rows!r}")
     if bits not in (4, 8, 16, None):
         raise ValueError(f"bits must be 4, 8 or 16, not {bits!r}")
     check_sizes(lora_rank=lora_rank, prompts=prompts, responses=responses,
@@ -710,9 +714,7 @@ that fits."""
     word_tokens = words_share(model, config, prompt_tokens - image_tokens, instruction, system)
     gpu_bytes(gpu)      # refuses what is no memory, before anything is traced
 
-    # A row of its own is a group of one
-    if rows == "plain":
-        prompts, responses = prompts*responses, 1
+    prompts, responses = in_rows(rows, prompts, responses)
 
     # As in training: one function settles recomputation for both
     asked = Plan(config=config, gpu=gpu, bits=None if bits == 16 else bits, lora_rank=lora_rank,
