@@ -89,7 +89,7 @@ LOADED = [
     Set("logicvista/dataset.json", as_written, 41, {"no question": 1}, 40),
     Set("dynamath", as_written, 120, {}, 120),
     Set("mathverse/testmini_text_only.json", as_written, 130, {}),
-    Set("college_math/test.jsonl", as_written, 230, {"no answer": 38}, disputed=2),
+    Set("college_math/test.jsonl", as_written, 230, {"no answer": 38}),
     Set("mmlu_stem/test.jsonl", letter_from_0, 81, {}),
     Set("aqua/test.jsonl", lambda row: row["correct"], 60, {}, 0, 60, 43, 59),
     Set("svamp/test.jsonl", whole_number, 60, {}),
