@@ -47,9 +47,16 @@ def test_a_data_file_without_a_readable_row_says_the_first_fault(tmp_path, capsy
 def test_a_data_file_with_one_readable_row_is_read(tmp_path, capsys):
     data = tmp_path/"some.jsonl"
     row = {"question": "How much is 1+1?", "answer": "2"}
-    data.write_bytes(ROW.encode("latin-1")*3 + json.dumps(row).encode())
+    good = json.dumps(row) + "\n"
+    data.write_bytes(ROW.encode("latin-1") + good.encode()*3)
     assert main(["data", "check", str(data)]) == 0
-    assert "4 rows" in capsys.readouterr().out
+    assert "3 problems of 4 rows" in capsys.readouterr().out
+
+    # one of four is read, too, but a script is told that most are not
+    data.write_bytes(ROW.encode("latin-1")*3 + good.encode())
+    assert main(["data", "check", str(data)]) == 2
+    said = capsys.readouterr()
+    assert "1 problems of 4 rows" in said.out and "more than half" in said.err
 
 
 SMALL = ["--prompts", "2", "--responses", "2", "--mini-batches", "1", "--max-new-tokens", "24",

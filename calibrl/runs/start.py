@@ -73,6 +73,8 @@ def leave(path, held):
         (path/".lock").unlink(missing_ok=True)
         with contextlib.suppress(OSError):      # something hidden is in it
             path.rmdir()
+            if path.parent == Path("runs"):     # the usual place, perhaps made for it
+                path.parent.rmdir()
     held.release()
 
 # %% ../../nbs/runs/start.ipynb #2befc8c7
