@@ -75,8 +75,9 @@ def check_size(auto, config, folder):    # an auto class of transformers; Path, 
         model = auto.from_config(config, trust_remote_code=False)
     needed = sum(weight.numel() for weight in model.parameters())
 
-    # In 4 bits a byte holds two; a part may be stored once and used twice
-    if needed > 8*stored:
+    # In 4 bits a byte holds two; a part may be stored once and used twice. Weights that are cut
+    # short are told by their reader, where there is memory for it
+    if needed > max(10**9, 8*stored):
         raise ValueError(f"{needed:,} parameters are asked for, and the files hold"
                          f" {stored:,} bytes")
 

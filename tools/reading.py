@@ -30,7 +30,7 @@ BEHIND = {
                "packed_batch", "read_prompts", "prefill", "Prefill", "group_of",
                "groups_of", "is_response"],
     "plain_rows": ["token_scores"],
-    "draws": ["write", "pick", "draw", "drawer", "Drawn", "by_row"],
+    "draws": ["write", "pick", "pick_some", "draw", "drawer", "Drawn", "by_row"],
     "prompts": ["prompt_text", "chat_of", "plain"],
     "engine": ["is_packed", "encode", "collate", "padded_row", "pack", "packed_masks", "past",
                "attention", "packed_attention", "rows_over_prefix", "own_tokens", "with_prompt",
