@@ -46,8 +46,8 @@ def test_sampler_and_scorer_differ_by_what_packing_alone_does(trained, drawn):
     ratio = (scored - sampled).exp()
     floor = ratio_floor(trained, ro, 1.0, tokens=10**6)
     assert 0 < floor < 5e-3
-    assert float((ratio - 1).abs().mean()) < 4*floor + 1e-4
-    assert float(((ratio - 1).abs() > .01).float().mean()) < .05
+    assert float((ratio - 1).abs().mean()) < 2*floor
+    assert float(((ratio - 1).abs() > .01).float().mean()) < .1
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.7])

@@ -378,7 +378,7 @@ def test_a_folder_that_cannot_be_written_to_is_refused_early(tmp_path, capsys):
 @pytest.mark.parametrize("argv, word", [
     (["--preset", "big"], "preset must be one of demo, paper, single-gpu"),
     (["--tracker", "mlflow"], "--tracker must be one of"),
-    (["--sample-prompts", "-1"], "sample_prompts must be")])
+    (["--sample-prompts", "-1"], "--sample-prompts must be")])
 def test_mistakes_are_found_before_anything_is_loaded(argv, word, capsys, tmp_path, monkeypatch):
     monkeypatch.setattr(Policy, "from_pretrained", lambda *a, **kw: pytest.fail("loaded"))
     assert main(["train", *argv, "--out", str(tmp_path/"run")]) == 2
