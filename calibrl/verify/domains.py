@@ -66,13 +66,17 @@ NOTATIONS = [(re.compile(pattern), spelled) for pattern, spelled in (
     (r"ℝ ?(?:\^ ?\{? ?\+ ?\}?|_ ?\{? ?> ?0 ?\}?)", "(0,∞)"),
     (r"ℝ ?_ ?\{? ?≥ ?0 ?\}?", "[0,∞)"),
     (r"^[a-z] ?∉ ?", "(-∞,∞)∖"),
-    (r"❴ ?(\w)(?: ?∈ ?ℝ)?(?: ?[|:]| such that) ?([^❴❵]+)❵", r"\2"), # ❴x | x < 3❵
-    (r"\{ ?(\w)(?: ?∈ ?ℝ)?(?: ?[|:]| such that) ?([^{}]+)\}", r"\2"),
+    (r"❴ ?[a-zA-Z](?: ?∈ ?ℝ)?(?: ?[|:]| such that) ?([^❴❵]+)❵", r"\1"), # ❴x | x < 3❵
+    (r"\{ ?[a-zA-Z](?: ?∈ ?ℝ)?(?: ?[|:]| such that) ?([^{}]+)\}", r"\1"),
     (r"\b\w ?∈ ?ℝ,? (?=\w)|, ?\w ?∈ ?ℝ", ""), # of a variable that has its condition elsewhere
     (r"\b([a-z]) (?:is not(?: equal to)?|does not equal|cannot (?:be|equal)) (?=[-±\d√(])", r"\1≠"),
     (r"\b(\w) ?≠ ?± ?([^,]+)$", r"\1≠\2 and \1≠-\2"))]
 UNEQUAL = re.compile(r"\b(\w) ?≠ ?(-?[^\s,≠]+)(?:,? and |,? or |, ?)(-?[\d√π\\(][^\s,≠]*)(?! ?≠)")
-NEEDLE = re.compile(r"\b(?:all|any|every|reals?|numbers|except|not|cannot)\b|[ℝ∉±≠{❴]|^R", re.I)
+INTEGER = re.compile(r"[,;]? ?\(?(?:where|for|with)? ?(?:"
+    r"(?:(?:all|any|every|some) )?(?:integers? )?[a-zA-Z] ?(?:∈ ?Z|is an(?:y)? integer)|"
+    r"(?:all|any|every) integers? [a-zA-Z]) ?\)?$")
+NEEDLE = re.compile(
+    r"\b(?:all|any|every|reals?|numbers|integers?|except|not|cannot)\b|[ℝ∉∈±≠{❴]|^R", re.I)
 
 def sets_in_words(
     text:str, # cleaned, its numbers in digits
@@ -80,6 +84,9 @@ def sets_in_words(
     "Return a text that describes a set of numbers in signs; any other text as it is."
     if not NEEDLE.search(text):
         return text
+    whole = INTEGER.search(text)
+    if whole and whole.start():
+        text = text[:whole.start()] # x = nπ, n ∈ Z
     for pattern, spelled in NOTATIONS:
         text = pattern.sub(spelled, text)
     text = UNEQUAL.sub(r"\1≠\2 and \1≠\3", text) # x ≠ 4, -4

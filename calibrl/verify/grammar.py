@@ -190,6 +190,9 @@ def word(p, token):
         return Constant("inf")
     if text == "det":
         return determinant_of(p)
+    if text == "cis": # cis x = e^{ix}
+        angle = call(p, "exp").first
+        return Binary("^", Constant("e"), Binary("*", Constant("i"), angle))
     if text in COUNTS or text in OF_SEVERAL:
         return several(p, token)
     if text in FUNCTIONS:

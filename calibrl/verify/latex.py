@@ -21,7 +21,7 @@ COMMANDS = dict(zip( # name -> the sign that stands for it
     ∖ ∖ ∖ ∉ ∪ ∨ ∨ ∧ ∧ ∅ ∅""".split(), strict=True))
 COMMANDS.update(dict.fromkeys("frac dfrac tfrac cfrac nicefrac sfrac flatfrac".split(), r"\frac"))
 COMMANDS.update(dict.fromkeys("binom dbinom tbinom".split(), r"\binom"))
-COMMANDS.update((name, name) for name in "gcd lcm max min".split())
+COMMANDS.update((name, name) for name in "gcd lcm max min cis".split())
 COMMANDS.update(dict.fromkeys("quad qquad enspace thinspace space nobreakspace".split(), " "))
 COMMANDS.update(dict.fromkeys("""left right big Big bigg Bigg bigl bigr Bigl Bigr displaystyle
     textstyle limits nolimits mathstrut boldsymbol""".split(), ""))
@@ -166,7 +166,8 @@ def with_braces(text):
 # %% ../../nbs/verify/latex.ipynb #04c4d26d
 REPEATING = re.compile(r"(\d*\.\d*)\\(?:overline|bar|dot)\s*\{(\d{1,20})\}")
 DOTTED = re.compile(r"(\d*\.\d*)\\dot ?\{?(\d)\}?(?:(\d{0,18})\\dot ?\{?(\d)\}?)?")
-REALS = re.compile(r"\\(?:mathbb|mathbf|Bbb) ?\{ ?R ?\}|\\Bbb ?R\b|\\R\b")
+REALS = re.compile(r"\\(?:mathbb|Bbb) ?\{ ?R ?\}|\\Bbb ?R\b|\\R\b|"
+    r"\\mathbf ?\{ ?R ?\}(?= ?(?:\\(?:set|small|back)|- ?\\\{|\$?$))")
 FONT = re.compile(r"\{\\(?:rm|bf|it) ([^{}]*)\}")
 BARE_BOX = re.compile(r"\\boxed ?(?=\w)")
 BARE_WRAPPER = re.compile(

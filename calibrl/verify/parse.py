@@ -75,8 +75,9 @@ def without(parts, used, depth):
     return left
 
 def member(parts, used, depth):
-    "Return the set that something is in; None if there are several."
-    return form(parts[1], depth + 1) if len(used) == 1 else None
+    "Return the set that something is in; None if there are several, or if it has no name."
+    is_name = all(token.kind == "w" or token.text in "(),_{}" for token in parts[0])
+    return form(parts[1], depth + 1) if len(used) == 1 and is_name else None
 
 def ratio(parts, used, depth):
     "Return the ratio of the parts' numbers."

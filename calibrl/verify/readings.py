@@ -40,7 +40,7 @@ def name_of(
             return form.text.split()[-1]
         case Value():
             return form.number.name.lstrip("∠")
-    return "(x, y)"
+    return f"({', '.join(map(name_of, form.items))})"
 
 # %% ../../nbs/verify/readings.ipynb #58864c57
 def is_used(
@@ -127,7 +127,7 @@ def distinct(
 def as_count(form):
     "Return `C(5,2)` or `P(5,2)` as a number of choices; any other form as it is."
     match form:
-        case Named("C" | "P", Tuple((Value(unit=None), Value(unit=None)))):
+        case Named("C" | "P", Tuple((Value(unit=None), Value(unit=None)), "()")):
             first, second = form.form.items
             return Value(Call(COUNTS[form.name], first.number, second.number))
     return form

@@ -8,8 +8,10 @@ from typing import NamedTuple
 from .expressions import Binary, Unreadable, Variable, substitute, variables, whole
 from .forms import List, Relation, Value
 from .points import constant_ratio, is_near, sample
-from .rounding import agree
+
 from .sets import MIRRORED, same_set
+from .units import Unit
+from .values import same_value
 
 # %% auto #0
 __all__ = []
@@ -37,6 +39,7 @@ class Solved(NamedTuple):
     "An equation with a variable alone."
     name: str # of the variable
     number: tuple # the expression it is equal to
+    unit: Unit | None = None # of that
 
 def solved(
     equation, # of two values
@@ -45,7 +48,7 @@ def solved(
     for a, b in (equation.sides, equation.sides[::-1]):
         if isinstance(a.number, Variable) and not a.unit:
             if a.number.name not in variables(b.number):
-                return Solved(a.number.name, b.number)
+                return Solved(a.number.name, b.number, b.unit)
     return None
 
 def vanishes(
@@ -76,8 +79,9 @@ def same_equation(
 
     # x = 5 is solved, 2x = 10 is the question
     if g and not variables(g.number):
-        same_name = r and g.name == r.name and not variables(r.number)
-        return bool(same_name) and agree(g.number, r.number)
+        if not r or g.name != r.name or variables(r.number):
+            return False
+        return same_value(Value(g.number, g.unit), Value(r.number, r.unit))
     return constant_ratio(a, b) is not None or bool(g and vanishes(b, g) or r and vanishes(a, r))
 
 # %% ../../nbs/verify/relations.ipynb #3a11a512

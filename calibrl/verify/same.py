@@ -137,11 +137,9 @@ def same_relation(truth, response):
     equation = solved(truth) if compares_values(truth) else None
     if not equation:
         return False
-    if isinstance(response, Relation):
-        is_right = bool(names) and names[-1] == equation.name
-        return is_right and any_value(Value(equation.number), forms)
-    unit = right.unit if right.number == equation.number else None
-    return any_value(Value(equation.number, unit), forms)
+    if isinstance(response, Relation) and (not names or names[-1] != equation.name):
+        return False
+    return any_value(Value(equation.number, equation.unit), forms)
 
 # %% ../../nbs/verify/same.ipynb #5f455f70
 def any_value(truth, forms):

@@ -6,7 +6,7 @@
 from __future__ import annotations
 import functools
 from fractions import Fraction
-from itertools import pairwise
+from itertools import combinations, pairwise
 from .expressions import Binary, Unreadable, has_constant, substitute, variables
 from .expressions import whole
 from .forms import Common, List, Relation, Set, Tuple, Union, Value, Without
@@ -119,11 +119,11 @@ def set_of_list(form):
     sets, name = sets_of(form.items)
     both = join(functools.reduce(meet, sets))
 
-    # intervals one after the other are a union
+    # intervals one after the other are a union; joined by `or`, what overlaps is a guess
     if all(map(is_interval, form.items)):
-        if both and not either:
-            raise Unreadable("overlap")
         either = True
+    if either and any(meet(p, q) for p, q in combinations(sets, 2)):
+        raise Unreadable("overlap")
     return (join(sum(sets, [])) if either else both), name
 
 # %% ../../nbs/verify/sets.ipynb #c74cd085

@@ -64,8 +64,8 @@ NEVER_UNITS = NOT_NAMES | FUNCTIONS | set(POWER_WORDS) | set("""
     root power powers factorial exponent ratio than then from with without more less greater least
     most fewer mod modulo wrong incorrect false true yes answer answers option options correct
     actually wait sqrt infinity inf per that this these those there if because since when where
-    which while also both all any every one two three four five six seven eight nine ten eleven
-    twelve twenty thirty forty fifty""".split())
+    which while also both all any every cis det gcd lcm binom comb perm one two three four five six
+    seven eight nine ten eleven twelve twenty thirty forty fifty""".split())
 
 # %% ../../nbs/verify/units.ipynb #18c194c3
 def unit_of(

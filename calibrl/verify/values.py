@@ -5,8 +5,8 @@
 # %% ../../nbs/verify/values.ipynb #1a64076f
 from __future__ import annotations
 from fractions import Fraction
-from .expressions import ONE, Binary, Call, Constant, Number, Variable, has_constant
-from .expressions import variables, whole
+from .expressions import ONE, Binary, Call, Constant, Number, Variable
+from .expressions import has_constant, substitute, variables, whole
 from .numbers import calc
 from .points import same_expression
 from .rounding import agree
@@ -89,11 +89,26 @@ def readings_of(value):
     "Return the one or two expressions that a value may be: 2m may be 2 times m."
     return [value.number] if value.product is None else [value.number, value.product]
 
+def with_own_letter(
+    a, # an expression, of the truth
+    b, # an expression
+)->tuple:
+    "Return `b` with the letter of `a` for a constant of integration, or for any whole number."
+    own, other = variables(a) - variables(b), variables(b) - variables(a)
+    if len(own) != 1 or len(other) != 1:
+        return b
+    name, said = own.pop(), other.pop()
+    is_added = isinstance(a, Binary) and a.op == "+" and Variable(name) in (a.left, a.right)
+    is_constant = name == "C" and said in ("c", "K", "k") and is_added
+    is_whole = name in "nkm" and said in "nkm" and has_constant(a, "pi") # π/4 + nπ
+    return substitute(b, said, Variable(name)) if is_constant or is_whole else b
+
 def same_formula(
     a, # an expression with variables
     b, # an expression
 )->bool:
     "Return whether two expressions of the same variables are equal, degree signs or not."
+    b = with_own_letter(a, b)
     if not variables(a) or variables(a) != variables(b):
         return False
     return same_expression(a, b) or same_expression(without_degrees(a), without_degrees(b))

@@ -33,8 +33,14 @@ def singular(word):
 # %% ../../nbs/verify/words.ipynb #76987fca
 SUBSCRIPT = re.compile(r"_\{?(\w+)\}?") # H_2O
 
-SUM = re.compile(r"\(([^()+*/-]*[-+*/][^()]*)\)") # brackets that change what is meant
-HYPHEN = re.compile(r"(?<=\d)-(?=\d)|-(?!\s?(?:[\d.(⟮\[|√π∞\\]|[^\W\d_]\b))") # no minus sign
+SUM = re.compile(r"([(\[])([^()\[\]+*/,-]*[-+*/,][^()\[\]]*)([)\]])") # they change what is meant
+KEPT = str.maketrans("()[]", "⟮⟯⟦⟧")
+
+def kept(match):
+    "Return brackets around a sum or a pair as signs that count."
+    return match[1].translate(KEPT) + match[2] + match[3].translate(KEPT)
+
+HYPHEN = re.compile(r"(?<=\d)-(?=\d)|-(?!\s?(?:[\d.(⟮⟦\[|√π∞\\]|[^\W\d_]\b))") # no minus sign
 THOUSANDS = re.compile(r"\b\d{1,3}(?:,\d{3})+\b")
 PHRASE_WORD = re.compile(r"\d+(?:[.,]\d+)*|[^\W\d_]+|[^\w\s.,;:!?'\"()\[\]{}❴❵]")
 
@@ -49,7 +55,7 @@ def phrase(text):
     for sign, word in SIGN_WORDS.items():
         text = text.replace(sign, word)
     text = SUBSCRIPT.sub(r"\1", text).replace("'s", "")
-    text = HYPHEN.sub(" ", SUM.sub(r"⟮\1⟯", text))
+    text = HYPHEN.sub(" ", SUM.sub(kept, text))
     found = PHRASE_WORD.findall(THOUSANDS.sub(without_commas, text))
     words = [word.lower() for word in found]
 
