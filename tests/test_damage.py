@@ -1,6 +1,7 @@
 """Files that came to harm: each is a line that names it and says what to do, and nothing of a run
 is lost."""
 import json
+import re
 import shutil
 
 import pytest
@@ -9,10 +10,13 @@ from safetensors.torch import load_file, save_file
 
 from calibrl.cli import main
 from calibrl.config import Config
-from calibrl.files import read_jsonl
+from calibrl.eval.answers import fault_of
+from calibrl.files import read_jsonl, write_jsonl
 from calibrl.rollout import Policy
 from calibrl.runs import checkpoints as C
+from calibrl.runs import demo, evaluation, start
 from calibrl.train import make_optimizer
+from full_disk import files_up_to
 
 
 def said(capsys):
@@ -42,6 +46,7 @@ def test_a_data_file_without_a_readable_row_says_the_first_fault(tmp_path, capsy
         assert main(command) == 2
         line = said(capsys)
         assert str(data) in line and why in line
+    assert not (tmp_path/"run").exists()
 
 
 def test_a_data_file_with_one_readable_row_is_read(tmp_path, capsys):
@@ -281,3 +286,182 @@ def test_an_adapter_without_numbers_is_refused(cut, tmp_path, capsys):
     save_file(tensors, file, metadata={"format": "pt"})
     assert main(line_of("eval", cut, tmp_path)) == 2
     assert "not finite" in said(capsys)
+
+
+# ---- two at once
+def test_two_runs_without_a_folder_get_one_each(whole, tmp_path, monkeypatch):
+    "The second begins while the first loads its policy, and is done before it."
+    monkeypatch.chdir(tmp_path)
+    load = start.load_policy
+    codes = []
+
+    def another_one_first(*args):
+        monkeypatch.setattr(start, "load_policy", load)
+        codes.append(main(["train", *SMALL]))
+        return load(*args)
+
+    monkeypatch.setattr(start, "load_policy", another_one_first)
+    assert main(["train", *SMALL]) == 0 and codes == [0]
+    for name in ("train", "train-2"):
+        assert without_clock(tmp_path/"runs"/name) == without_clock(whole)
+
+
+def test_two_evaluations_do_not_share_a_folder(tmp_path, monkeypatch, capsys):
+    command = ["eval", "--benchmarks", "geometry_test", "--limit", "3", "--max-new-tokens", "8",
+               "--out", str(tmp_path/"eval")]
+    answer = evaluation.answer_benchmarks
+
+    def another_one_first(*args):
+        monkeypatch.setattr(evaluation, "answer_benchmarks", answer)
+        assert main(command) == 2
+        assert f"{tmp_path/'eval'} is in use" in said(capsys)
+        return answer(*args)
+
+    monkeypatch.setattr(evaluation, "answer_benchmarks", another_one_first)
+    assert main(command) == 0
+    rows = read_jsonl(tmp_path/"eval/answers.jsonl")
+    assert [row["index"] for row in rows] == [0, 1, 2]
+
+
+def test_two_demos_do_not_share_a_folder(tmp_path, monkeypatch):
+    tried = []
+
+    def another_one_first(out, cfg):
+        monkeypatch.undo()
+        with pytest.raises(ValueError, match="is in use"):
+            demo.run_demo(out, cfg, 3, 1)
+        tried.append(out)
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(demo, "begin_demo", another_one_first)
+    with pytest.raises(OSError, match="what was written before stays in .*give another --out"):
+        demo.run_demo(tmp_path/"demo", Config(), 3, 1)
+    assert tried == [tmp_path/"demo"]
+
+
+# ---- a full disk
+def test_a_full_disk_in_the_last_save_keeps_the_checkpoint(whole, cut, capsys):
+    "Nothing is left to train: only the adapter, the curves and the report are written."
+    with files_up_to(100_000):
+        assert go_on(cut) == 2
+    line = said(capsys)
+    assert f"what was saved before stays in {cut}" in line and "same command again" in line
+    assert "adapter could not be written" in line or ".adapter.new" in line
+    assert not (cut/".adapter.new").exists() and (cut/NEWEST).is_dir()
+    assert go_on(cut) == 0
+    assert without_clock(cut) == without_clock(whole)
+
+
+def test_a_full_disk_in_export_leaves_nothing(whole, tmp_path, capsys):
+    with files_up_to(100_000):
+        assert main(line_of("export", whole, tmp_path)) == 2
+    line = said(capsys)
+    assert "nothing is left of it" in line and re.search(r"free [\d,]+ MiB", line)
+    assert list(tmp_path.iterdir()) == []
+
+
+EVAL = ["eval", "--benchmarks", "geometry_test", "--limit", "3", "--max-new-tokens", "8", "--out"]
+
+
+@pytest.fixture(scope="module")
+def answered(tmp_path_factory):
+    "An evaluation of three problems."
+    out = tmp_path_factory.mktemp("eval")/"whole"
+    assert main([*EVAL, str(out)]) == 0
+    return out
+
+
+@pytest.mark.parametrize("left", [b"", b'{"model": nu'])
+def test_half_a_note_does_not_block_an_evaluation(answered, tmp_path, capsys, left):
+    out = tmp_path/"eval"
+    shutil.copytree(answered, out)
+    (out/"eval.json").write_bytes(left)
+    assert main([*EVAL, str(out)]) == 0
+    assert "eval.json was not written whole" in capsys.readouterr().err
+    for name in ("answers.jsonl", "eval.json"):
+        assert (out/name).read_bytes() == (answered/name).read_bytes()
+
+
+def test_an_evaluation_on_a_full_disk_goes_on(answered, tmp_path, capsys):
+    out = tmp_path/"eval"
+    size = (answered/"answers.jsonl").stat().st_size
+    with files_up_to(size - 100):
+        assert main([*EVAL, str(out)]) == 2
+    assert "answers.jsonl could not be written" in (line := said(capsys)), line
+    assert "answers so far are kept" in line
+    assert main([*EVAL, str(out)]) == 0
+    assert (out/"answers.jsonl").read_bytes() == (answered/"answers.jsonl").read_bytes()
+
+
+# ---- files of an evaluation
+def alter(rows, key, value):
+    "Give the first row another value for a key; None takes the key out."
+    rows[0] = {k: v for k, v in rows[0].items() if k != key}
+    if value is not None:
+        rows[0][key] = value
+
+
+CHANGES = [("benchmark", None), ("benchmark", []), ("index", "x"), ("index", 7.5), ("k", None),
+           ("k", "x"), ("correct", None), ("correct", []), ("lengths", "x"), ("question", 7.5),
+           ("votes", 7.5), ("greedy", 3), ("error", [])]
+
+
+@pytest.mark.parametrize("key, value", CHANGES)
+def test_what_a_row_lacks_to_be_an_answer_is_said(answered, key, value):
+    rows = read_jsonl(answered/"answers.jsonl")
+    assert fault_of(rows[0]) == ""
+    alter(rows, key, value)
+    assert fault_of(rows[0])
+
+
+@pytest.mark.parametrize("against", [False, True], ids=["goes on", "against"])
+def test_a_row_that_is_no_answer_is_named(answered, tmp_path, capsys, against):
+    out = tmp_path/"eval"
+    shutil.copytree(answered, out)
+    rows = read_jsonl(out/"answers.jsonl")
+    alter(rows, "lengths", None)
+    write_jsonl(out/"answers.jsonl", rows)
+    more = [str(tmp_path/"other"), "--against", str(out)] if against else [str(out)]
+    assert main([*EVAL, *more]) == 2
+    line = said(capsys)
+    assert f"{out/'answers.jsonl'}, row 1: " in line and "take it out" in line
+
+
+@pytest.mark.parametrize("key, value", [("run", None), ("run", 5), ("batch", None), ("index", 99),
+                                        ("batch", [0, 0]), ("batch", [0]), ("batch", [0, 99]),
+                                        ("content", None)])
+def test_a_row_that_does_not_say_how_it_was_made_is_refused(answered, tmp_path, capsys, key, value):
+    out = tmp_path/"eval"
+    shutil.copytree(answered, out)
+    rows = read_jsonl(out/"answers.jsonl")
+    alter(rows, key, value)
+    write_jsonl(out/"answers.jsonl", rows)
+    assert main([*EVAL, str(out)]) == 2
+    assert str(out/"answers.jsonl") in said(capsys)
+
+
+@pytest.mark.parametrize("content", ["[1]", '{"policy": [1]}', '{"policy": 3}', "3", "{}"])
+def test_another_note_in_an_evaluations_folder_is_named(answered, tmp_path, capsys, content):
+    out = tmp_path/"eval"
+    shutil.copytree(answered, out)
+    (out/"eval.json").write_text(content)
+    assert main([*EVAL, str(out)]) == 2
+    assert str(out) in (line := said(capsys)) and "give another --out" in line
+
+
+def test_an_answer_that_is_taken_out_is_asked_again(answered, tmp_path):
+    "As the advice says; no other row is lost for it."
+    out = tmp_path/"eval"
+    shutil.copytree(answered, out)
+    lines = (out/"answers.jsonl").read_bytes().splitlines(keepends=True)
+    (out/"answers.jsonl").write_bytes(lines[0] + lines[2])
+    assert main([*EVAL, str(out)]) == 0
+    again = (out/"answers.jsonl").read_bytes().splitlines(keepends=True)
+    assert sorted(again) == sorted(lines)
+
+
+def test_a_row_of_a_log_is_not_to_be_taken_out(cut, capsys):
+    (cut/"metrics.jsonl").write_bytes(b"no row\n" + logs(cut)[0])
+    assert main(["report", str(cut)]) == 2
+    line = said(capsys)
+    assert f"{cut/'metrics.jsonl'}, line 1: no JSON" in line and line.endswith("mend the line")

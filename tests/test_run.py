@@ -1,10 +1,8 @@
 """A run that survives: killed at several moments and gone on with, several processes against one,
 full disks, broken numbers."""
-import contextlib
 import json
 import math
 import os
-import resource
 import shutil
 import signal
 import subprocess
@@ -25,6 +23,7 @@ from calibrl.rollout import Policy
 from calibrl.runs import checkpoints as C
 from calibrl.runs.folder import lock
 from calibrl.runs.loop import run_in_folder
+from full_disk import files_up_to
 
 ROOT = Path(__file__).resolve().parent.parent
 SMALL = ["--prompts", "4", "--responses", "4", "--max-new-tokens", "40", "--steps", "6",
@@ -338,17 +337,6 @@ def test_ctrl_c_finishes_the_step_and_saves(straight, tmp_path):
     assert (out/"adapter/adapter_config.json").exists()
     assert main(["train", *SMALL, "--out", str(out)]) == 0
     assert same(metrics(out), metrics(straight))
-
-
-@contextlib.contextmanager
-def files_up_to(size):
-    "No file may grow beyond `size` bytes: what a full disk looks like from inside."
-    old = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, old[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, old)
 
 
 def test_a_full_disk_is_said_and_the_last_checkpoint_stays(straight, tmp_path, capsys):

@@ -17,7 +17,7 @@ _all_ = [BENCHMARKS, evaluate, paired, pass_at_k, read_answers, rescore, run_ben
          write_results]
 
 # %% ../../nbs/03_eval.ipynb #702a31a2
-from calibrl.eval.answers import grade, group_answers  # noqa: F401
+from calibrl.eval.answers import grade, group_answers, read_graded  # noqa: F401
 from calibrl.eval.hashes import (adapter_hash, changes, data_hash, files_hash,  # noqa: F401
                                  identity, problem_hash)
 from calibrl.eval.lmms import from_lmms, to_lmms  # noqa: F401

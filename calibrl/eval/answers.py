@@ -7,7 +7,7 @@ __all__ = ['evaluate', 'read_answers']
 
 # %% ../../nbs/eval/answers.ipynb #1d9addc4
 from calibrl.eval.rules import judge, verified
-from calibrl.files import read_jsonl
+from calibrl.files import read_jsonl, row_advice
 from calibrl.rollout import Policy
 from calibrl.tasks import start_judge
 
@@ -122,3 +122,41 @@ def read_answers(
 )->list:           # graded rows
     "Return the rows of an answers file, without a half-written last line."
     return read_jsonl(path, mend)
+
+# %% ../../nbs/eval/answers.ipynb #9157895b
+EACH = {     # what there is one of for each of k answers
+    "correct": bool, "formatted": bool, "truncated": bool, "lengths": int, "responses": str,
+    "answers": (str, type(None)), "votes": (int, type(None))}
+
+def is_each(values, k:int, kinds)->bool:
+    "Return whether something is a list of k values of these kinds."
+    is_list = isinstance(values, list) and len(values) == k
+    return is_list and all(isinstance(value, kinds) for value in values)
+
+def fault_of(row:dict)->str:
+    "Return what a row lacks to be a graded problem; nothing if it is one."
+    if not isinstance(row.get("benchmark"), str) or type(row.get("index")) is not int:
+        return "no benchmark, or no index"
+    if "error" in row:
+        return "" if isinstance(row["error"], str) else "no reason in words"
+    if not all(isinstance(row.get(key), str) for key in ("question", "answer")):
+        return "no question, or no answer to it"
+    k = row.get("k")
+    if type(k) is not int or k < 1:
+        return "no number k of answers"
+    greedy = row.get("greedy", {"correct": True, "answer": None})
+    if not isinstance(greedy, dict) or not {"correct", "answer"} <= set(greedy):
+        return "no verdict on the greedy answer"
+    lacks = [key for key, kinds in EACH.items() if not is_each(row.get(key), k, kinds)]
+    return f"not {k} values of {lacks[0]!r}" if lacks else ""
+
+def read_graded(
+    path,          # answers.jsonl of an evaluation
+    mend=False,    # as in `read_jsonl`
+)->list:           # graded rows, all of them whole
+    "Return the rows of an answers file, or raise ValueError that names one that is not whole."
+    rows = read_answers(path, mend)
+    for number, row in enumerate(rows, 1):
+        if fault := fault_of(row):
+            raise ValueError(f"{path}, row {number}: {fault}; {row_advice(path)}")
+    return rows

@@ -9,9 +9,9 @@ __all__ = ['run_benchmark']
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from calibrl.eval.answers import ask, batch_seed, read_answers
+from calibrl.eval.answers import ask, batch_seed, read_graded
 from calibrl.eval.hashes import changes, identity, row_hash
-from calibrl.files import append_row
+from calibrl.files import append_row, row_advice
 from calibrl.rollout import Policy
 from calibrl.tasks import Problem
 
@@ -104,6 +104,18 @@ def answer_batch(
     return [rows[i] for i in batch]
 
 # %% ../../nbs/eval/resume.ipynb #6ea27368
+def check_batch(
+    path,          # file of answers
+    row:dict,      # a row of it
+    count:int,     # problems of its benchmark
+):
+    "Raise ValueError where a row was in no batch of a benchmark's problems."
+    i, batch = row["index"], row.get("batch")
+    is_span = isinstance(batch, list) and [type(end) for end in batch] == [int, int]
+    if not is_span or not 0 <= batch[0] <= i < batch[1] <= count:
+        raise ValueError(f"{path}: row {i} of {row['benchmark']} was in no batch of its"
+                         f" {count} problems; {row_advice(path)}")
+
 def done_before(
     path,          # file of answers
     name,          # of the benchmark
@@ -111,15 +123,16 @@ def done_before(
     run:dict,      # how they are asked now, and who answers
 )->dict:           # number -> row
     "Return the rows of a benchmark in a file, if by this policy and of these problems."
-    rows = [r for r in read_answers(path, mend=True) if r.get("benchmark") == name]
+    rows = [r for r in read_graded(path, mend=True) if r["benchmark"] == name]
     done = {r["index"]: r for r in rows}
     holds = f"{path} holds answers to {name}"
     for i, row in done.items():
-        if "files" not in row["run"]:
+        if not isinstance(row.get("run"), dict) or "files" not in row["run"]:
             raise ValueError(f"{holds} that do not say which weights answered: give another folder")
         if other := changes(row["run"], run):
             raise ValueError(f"{holds} made otherwise ({other}): give another folder")
-        if row["content"] != row_hash(problems, i):
+        check_batch(path, row, len(problems))
+        if row.get("content") != row_hash(problems, i):
             raise ValueError(f"{path}: row {i} of {name} holds another question, answer or picture"
                              " now than the one that was answered: give another folder")
     return done

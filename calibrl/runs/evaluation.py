@@ -10,7 +10,7 @@ import contextlib, json, sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from ..eval import (BENCHMARKS, changes, columns, identity, read_answers, rescore,
+from ..eval import (BENCHMARKS, changes, columns, identity, read_graded, rescore,
                           run_benchmark, write_results)
 from ..files import write_atomic
 from ..rollout import Policy
@@ -192,7 +192,7 @@ def run_evaluation(spec:EvalSpec,
     names = benchmark_names(benchmarks)
     if spec.k < 1 or (spec.limit is not None and spec.limit < 1):
         raise ValueError("--k and --limit must be at least 1")
-    before = against and read_answers(Path(against)/"answers.jsonl")
+    before = against and read_graded(Path(against)/"answers.jsonl")
     if against and not before:
         raise FileNotFoundError(f"no answers in {against!r}:"
                                 " --against wants the folder of an evaluation")
