@@ -64,7 +64,8 @@ NOTATIONS = ( # what the text must hold, a pattern, and its replacement
     ("_", CHOSEN, chosen),
     ("_", ASLANT, r" \1/\2"),
     (" ", REPEATS, r"\1(\2)"),
-    ("{", re.compile(r"\{([-+])\}"), r"\1"))
+    ("{", re.compile(r"\{([-+])\}"), r"\1"),
+    ("{", re.compile(r"(?<=[\dπ)])\{ ?([A-Za-z]+) ?\}(?=\^|$)"), r" \1")) # 5{cm}^2
 
 def plain_notation(
     text:str, # LaTeX in signs

@@ -37,8 +37,9 @@ SUM = re.compile(r"([(\[])([^()\[\]+*/,-]*[-+*/,][^()\[\]]*)([)\]])") # they cha
 KEPT = str.maketrans("()[]", "⟮⟯⟦⟧")
 
 def kept(match):
-    "Return brackets around a sum or a pair as signs that count."
-    return match[1].translate(KEPT) + match[2] + match[3].translate(KEPT)
+    "Return brackets around a sum or a pair, and its comma, as signs that count."
+    inside = match[2].replace(",", "⸴")
+    return match[1].translate(KEPT) + inside + match[3].translate(KEPT)
 
 HYPHEN = re.compile(r"(?<=\d)-(?=\d)|-(?!\s?(?:[\d.(⟮⟦\[|√π∞\\]|[^\W\d_]\b))") # no minus sign
 THOUSANDS = re.compile(r"\b\d{1,3}(?:,\d{3})+\b")
@@ -85,7 +86,7 @@ def is_answer_sheet(phrases):
 
 def same_word_list(truth, response):
     "Return whether two lists hold the same phrases: `red, blue` and `blue and red`."
-    items = [SEPARATOR.split(text.strip("{}❴❵[]")) for text in (truth, response)]
+    items = [SEPARATOR.split(SUM.sub(kept, text.strip("{}❴❵[]"))) for text in (truth, response)]
     if not len(items[0]) == len(items[1]) > 1:
         return False
     truth, response = (list(map(phrase, some)) for some in items)
