@@ -37,14 +37,22 @@ def end_ids(model, tokenizer)->list:
                          " put it right in its generation_config.json")
     return ids
 
+TAGS = ("<think>", "</think>", "<answer>", "</answer>")
+
+def special_tags(tokenizer)->dict:      # id -> tag
+    "Return those of our tags that are special tokens: some models have them among theirs."
+    pairs = zip(tokenizer.all_special_ids, tokenizer.all_special_tokens, strict=True)
+    return {i: token for i, token in pairs if token in TAGS}
+
 def banned_ids(config, tokenizer, eos_ids)->list:
-    "Return the ids that no response may hold: special tokens and those of images and videos."
+    "Return the ids that no response may hold: special ones but for tags, images and videos."
     vision = set()
     for name, value in vars(config).items():
         of_vision = "image" in name or "video" in name or "vision" in name
         if name.endswith("_token_id") and isinstance(value, int) and of_vision:
             vision.add(value)
-    return sorted((vision | set(tokenizer.all_special_ids)) - set(eos_ids))
+    special = set(tokenizer.all_special_ids) - special_tags(tokenizer).keys()
+    return sorted((vision | special) - set(eos_ids))
 
 # %% ../nbs/01b_policy.ipynb #7faa6bc4
 @dataclass
@@ -94,6 +102,7 @@ class Policy:
 
         # Ids that no response may hold, and the rows that only pad the matrix
         self.banned = banned_ids(model.config, self.tokenizer, self.eos_ids)
+        self.special_tags = special_tags(self.tokenizer)
         self.no_chance = torch.zeros(len(self.head), dtype=torch.bool, device=self.device)
         self.no_chance[self.banned] = True
         self.no_chance[len(self.tokenizer):] = True
@@ -140,8 +149,8 @@ class Policy:
         save_adapter(self.model, path)
 
     def decode(self, ids)->str:
-        "Return the text of a response, special tokens left out."
-        return self.tokenizer.decode(ids, skip_special_tokens=True)
+        "Return the text of a response, special tokens but for tags left out."
+        return response_text(self, ids)
 
     def tokens(self,
                response,      # text, or token ids (which pass through)
@@ -217,6 +226,20 @@ def set_prompts(policy:Policy, words, min_pixels, max_pixels):
         policy.pixels = pixels_of(policy.processor)[:2]
 
 # %% ../nbs/01b_policy.ipynb #6dd87ed0
+def response_text(policy:Policy, ids)->str:
+    "Return what `Policy.decode` says: between tags that are special tokens, run by run."
+    if not policy.special_tags:
+        return policy.tokenizer.decode(ids, skip_special_tokens=True)
+    text = ""
+    run = []
+    for i in ids:
+        if i not in policy.special_tags:
+            run.append(i)
+            continue
+        text += policy.tokenizer.decode(run, skip_special_tokens=True) + policy.special_tags[i]
+        run = []
+    return text + policy.tokenizer.decode(run, skip_special_tokens=True)
+
 def response_tokens(policy:Policy, response)->list:
     "Return what `Policy.tokens` says."
     if isinstance(response, str):

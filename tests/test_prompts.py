@@ -207,8 +207,9 @@ ASKED_SO = {"instruction": INSTRUCTIONS["paper"], "system": "You teach mathemati
 
 
 @pytest.fixture
-def asked(monkeypatch):
+def asked(tiny, monkeypatch):
     "How the policies that sampled were asked, one entry a call."
+    Policy.from_pretrained(tiny, lora_rank=0)      # tried at its first load, which samples, too
     seen = []
     sample = Policy.sample
 
@@ -339,3 +340,25 @@ def test_the_plan_counts_what_a_picture_may_cost(tmp_path, capsys):
     assert "64 tokens (9 of image, 1 of instruction and system message)" in said
     assert main([*plan, "--max-pixels", str(65*784)]) == 2
     assert "prompt_tokens (64), not 65" in capsys.readouterr().err
+
+
+def test_tags_that_are_special_tokens_can_be_written_and_read(checkpoint, tmp_path):
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+    folder = ending_with(checkpoint("qwen3"), "<think>\n", tmp_path/"model")
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tags = ["<think>", "</think>"]
+    tokenizer.add_special_tokens({"additional_special_tokens": tags},
+                                 replace_extra_special_tokens=False)
+    tokenizer.save_pretrained(folder)
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    model.resize_token_embeddings(len(tokenizer))
+    model.save_pretrained(folder)
+
+    # the thought can end, and its end is read
+    policy = Policy.from_pretrained(folder, lora_rank=0)
+    ids = tokenizer.convert_tokens_to_ids(["<|im_start|>", *tags])
+    assert set(ids) <= set(tokenizer.all_special_ids)
+    assert [i in policy.banned for i in ids] == [True, False, False]
+    said = "1+1=2</think><answer>2</answer>"
+    tokens = policy.tokens("<think>" + said)
+    assert ids[2] in tokens and policy.decode(tokens) == said
