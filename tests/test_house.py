@@ -150,7 +150,7 @@ MAY_USE = {
     "verify.intervals": {"verify.numbers"},
     "verify.judge": {"verify.characters", "verify.clean", "verify.latex"},
     "verify.labels": {"verify.forms", "verify.numbers", "verify.parse", "verify.same",
-                      "verify.spelled", "verify.tokens", "verify.words"},
+                      "verify.spelled", "verify.tokens", "verify.units", "verify.words"},
     "verify.latex": set(),
     "verify.letters": {"verify.sentence"},
     "verify.lines": {"verify.clean", "verify.sentence"},

@@ -11,6 +11,7 @@ from .parse import read_form
 from .same import same, same_in_order
 from .spelled import in_signs
 from .tokens import CLOSE, FUNCTIONS, OPEN
+from .units import NEVER_UNITS, unit_of
 from .words import phrase
 
 # %% auto #0
@@ -65,6 +66,41 @@ def numbered_parts(text):
     values = [text[mark.end():end].strip(" ,;") for mark, end in zip(marks, ends, strict=True)]
     return list(zip(numbers, values, strict=True))
 
+# %% ../../nbs/verify/labels.ipynb #d21d210d
+WORDS = r"[A-Za-z][A-Za-z' -]*"
+BEHIND = re.compile(rf"(.*?[\d)}}\]❵π%°])\s*({WORDS}?)?\s*(?:\(({WORDS})\))?")
+SIDES = {"wide": "width", "long": "length", "high": "height", "tall": "height", "deep": "depth"}
+
+def items_of(text):
+    "Return the parts of a text between separators that stand in no brackets."
+    items, depth, start = [], 0, 0
+    for mark in SEPARATOR.finditer(text):
+        depth += (mark[0] in OPEN) - (mark[0] in CLOSE)
+        if not depth and mark[0] not in OPEN and mark[0] not in CLOSE:
+            items.append(text[start:mark.start()])
+            start = mark.end()
+    return [item.strip() for item in [*items, text[start:]]]
+
+def part_named_behind(item):
+    "Return the (name, value) texts of a value with a name behind it and its unit, else None."
+    found = BEHIND.fullmatch(item)
+    if not found:
+        return None
+    value = found[1]
+    words = " ".join(filter(None, found.groups()[1:])).split()
+    if words and unit_of(words[0]):
+        value = f"{value} {words.pop(0)}"
+    is_name = any(len(word) > 2 and not unit_of(word) for word in words)
+    if not is_name or NEVER_UNITS.intersection(word.lower() for word in words):
+        return None
+    return " ".join(SIDES.get(word, word) for word in words), value
+
+def parts_named_behind(text):
+    "Return the (name, value) texts where every part has its name behind its value, else []."
+    items = items_of(text)
+    parts = [part_named_behind(item) for item in items]
+    return parts if len(parts) > 1 and all(parts) else []
+
 # %% ../../nbs/verify/labels.ipynb #6889e05d
 def named_parts(text):
     "Return the (name, value) texts of a text with labels; [] where one part has none."
@@ -91,7 +127,7 @@ def value_of(text):
 
 def labelled(text):
     "Return ((label, form), ...) of a text with two or more labelled values, else None."
-    parts = numbered_parts(text) or named_parts(text)
+    parts = numbered_parts(text) or named_parts(text) or parts_named_behind(text)
     names = [tuple(phrase(name)) for name, _ in parts]
     forms = [value_of(value) for _, value in parts]
     has_values = any(not isinstance(form, Label) for form in forms)
