@@ -117,9 +117,11 @@ def picture_parts(problem):
         yield image.tobytes()
 
 def problem_hash(problem:Problem)->str:
-    "Return what a problem holds: question, answer, options, expert, tags, pictures."
+    "Return what a problem holds: question, answer and its kind, options, expert, tags, pictures."
     p = problem
-    texts = json.dumps([p.question, p.answer, p.options, p.expert, p.tags], sort_keys=True)
+    held = [p.question, p.answer, p.options, p.expert, p.tags]
+    held += [p.answer_is] if p.answer_is else []
+    texts = json.dumps(held, sort_keys=True)
     return digest([texts.encode(), *picture_parts(p)])
 
 def data_hash(problems)->str:      # of any number of problems, in their order

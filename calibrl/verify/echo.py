@@ -37,9 +37,14 @@ def plain_question(question):
     "Return a question as answers are spelled."
     return one_way(clean(question, MAX_QUESTION) or "")
 
+TWO_NUMBERS = re.compile(r"(\d[\d.]*)([+*])(\d[\d.]*)")
+
 def stands_in(text, question):
     "Return whether a text stands in a plain question, not as a part of a larger expression."
     signs = text.replace(" ", "")
+    swapped = TWO_NUMBERS.fullmatch(signs)
+    if swapped and signs not in question.replace(" ", ""):
+        signs = swapped[3] + swapped[2] + swapped[1]    # 41*37 says what 37*41 says
     if not signs or len(signs) > MAX_ECHO or signs not in question.replace(" ", ""):
         return False
     spaced = " ?".join(map(re.escape, signs))

@@ -40,7 +40,7 @@ LEAD = re.compile("(?:(?:" + "|".join([ # what may open an answer
     "(?:the |my |our )?(?:(?:final|correct|right|best|exact) )*(?:answer|result|solution)"
     "(?:'s| here)?(?: is)?|ans\\.?",
     "(?:the )?(?:point|vertex|coordinates|(?:ordered )?pair|interval|set|ratio|value|number|"
-    "equation)(?: (?:is|are))?",
+    "equation|points|vertices|roots|zeros|solutions|values|numbers)(?: (?:is|are))?",
     ]) + r")\b\s*[,:=]*|=>|[≈=:,→⇒]"
     r"|(?-i:[Tt]he|[Aa]n) (?-i:(?=[a-z\d]))|(?-i:a) (?=[a-z]{2}|\d))\s*", re.I)
 TAIL = re.compile("|".join([ # what may close one
