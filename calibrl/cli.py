@@ -117,8 +117,17 @@ def evaluate(
     # save_pretrained folder or hub id (default: the run's, else the embedded policy)
     model:str=None,
     adapter:str=None,        # adapter or run folder
-    benchmarks:str="geometry_test,geometry_hard",   # names, separated by commas, or "all"
-    limit:int=None,          # problems of each benchmark (default: all; 128 of the embedded ones)
+    # problems of your own: a file, folder or hub data set, read as for training
+    data:str=None,
+    # columns of the data, such as question=problem,answer=label (default: as the data names them)
+    map:str=None,
+    split:str=None,          # of the data, where there are several
+    name:str=None,           # configuration of the data, where there are several
+    root:str=None,           # folder that picture paths start from (default: where the file is)
+    # names, separated by commas, or "all"
+    # (default: geometry_test,geometry_hard; none beside --data)
+    benchmarks:str=None,
+    limit:int=None,          # problems of each set (default: all; 128 of the embedded ones)
     # answers a problem: 1 greedy, more sampled at temperature 1 beside the greedy one
     k:int=1,
     bits:int=None,           # 4, 8, or leave out for full precision
@@ -132,7 +141,8 @@ def evaluate(
     min_pixels:int=None,
     # a larger one is scaled down (default: as in the run, else as the model has it)
     max_pixels:int=None,
-    # longer answers are truncated (default: 64 for the embedded sets, 2048 for others)
+    # longer answers are truncated
+    # (default: 64 for the embedded sets, the run's for --data, else 2048)
     max_new_tokens:int=None,
     # tokens in flight, prompts and answers: the size of a batch
     # (default: 16384 for the embedded sets, 65536 for others)
@@ -150,7 +160,7 @@ def evaluate(
     out:str=None,
     seed:int=0,              # of the sampling
 ):
-    "Grade a policy on benchmarks; leaves every answer with its verdict."
+    "Grade a policy on benchmarks or own data; leaves every answer with its verdict."
     options = locals()
     from calibrl.runs.evaluation import EvalSpec, run_evaluation
     spec = EvalSpec(**of_kind(EvalSpec, options))

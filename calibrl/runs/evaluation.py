@@ -12,11 +12,11 @@ from pathlib import Path
 
 from ..eval import (BENCHMARKS, changes, columns, identity, read_graded, rescore,
                           run_benchmark, write_results)
-from ..files import write_atomic
+from ..files import write_atomic, write_jsonl
 from ..rollout import Policy
 from .folder import is_free, lock, run_folder
-from .sources import (adapter_folder, as_in_the_run, model_path, prompt_options,
-                                  say_cost, versions)
+from .sources import (adapter_folder, as_in_the_run, model_path, problems_of_file,
+                                  prompt_options, say_cost, versions)
 from .tables import table
 
 # %% ../../nbs/runs/evaluation.ipynb #db3b9999
@@ -25,6 +25,11 @@ class EvalSpec:
     "What the answers of an evaluation depend on."
     model: str | None = None             # save_pretrained folder or hub id
     adapter: str | None = None           # adapter or run folder
+    data: str | None = None              # a file or data set of one's own
+    map: str | None = None               # columns of the data
+    split: str | None = None             # of the data, where there are several
+    name: str | None = None              # configuration of the data, where there are several
+    root: str | None = None              # folder that picture paths start from
     bits: int | None = None              # 4, 8, or None for full precision
     limit: int | None = None             # problems of each benchmark
     k: int = 1                           # answers a problem
@@ -39,8 +44,14 @@ class EvalSpec:
     rows: str = "auto"                   # packed, plain, or whichever is right
 
 # %% ../../nbs/runs/evaluation.ipynb #960cb23d
-def benchmark_names(benchmarks:str)->list:     # names, separated by commas, or "all"
+USUAL = "geometry_test,geometry_hard"
+
+def benchmark_names(benchmarks,      # names, separated by commas, "all", or None
+                    own=False,       # there are data of one's own
+                   )->list:
     "Return the benchmarks that are asked for, or raise ValueError for unknown ones."
+    if benchmarks is None:
+        return [] if own else USUAL.split(",")
     if benchmarks.strip() == "all":
         return list(BENCHMARKS)
     stripped = [name.strip() for name in benchmarks.split(",")]
@@ -68,9 +79,23 @@ def benchmark_sets(names, limit, data_dir)->tuple:     # problems by name, names
         except FileNotFoundError as e:
             missing.append(name)
             print(f"calibrl eval: {e}", file=sys.stderr)
-    if not sets:
+    if names and not sets:
         raise FileNotFoundError(f"no benchmark could be read of {', '.join(names)}")
     return sets, missing
+
+# %% ../../nbs/runs/evaluation.ipynb #7184b4a2
+def own_set(spec:EvalSpec)->dict:     # problems by the name of their file
+    "Return the problems of one's own that an evaluation asks; nothing where it asks none."
+    if spec.data is None:
+        told = [name for name in ("map", "split", "name", "root") if getattr(spec, name)]
+        if told:
+            raise ValueError(f"--{told[0]} is about a file or data set of your own: name it with"
+                             " --data")
+        return {}
+    name = Path(spec.data).name
+    if name in BENCHMARKS:
+        name = f"own {name}"
+    return {name: problems_of_file(spec)}
 
 # %% ../../nbs/runs/evaluation.ipynb #e5a1b7c6
 def eval_notes(path)->dict|None:
@@ -139,7 +164,8 @@ def show_metrics(rows:list):     # one a benchmark, from `calibrl.eval.write_res
         for name, value in row.get("further", {}).items():
             shown = f"{100*value:.1f}%" if isinstance(value, float) else value
             more.append(f"{name} {shown}")
-        for line in (", ".join(more), BENCHMARKS[row["benchmark"]].note):
+        known = BENCHMARKS.get(row["benchmark"])
+        for line in (", ".join(more), known.note if known else ""):
             if line:
                 print(f"{row['benchmark']}: {line}")
 
@@ -148,7 +174,8 @@ def answer_benchmarks(policy:Policy, sets:dict, out:Path, spec:EvalSpec)->list:
     "Ask a policy all benchmarks, into answers.jsonl; return the graded rows."
     rows = []
     for name, problems in sets.items():
-        longest, budget = (2048, 65536) if BENCHMARKS[name].dataset else (64, 16384)
+        embedded = name in BENCHMARKS and not BENCHMARKS[name].dataset
+        longest, budget = (64, 16384) if embedded else (2048, 65536)
         rows += run_benchmark(
             policy, problems, out/"answers.jsonl", name, spec.k,
             max_new_tokens=spec.max_new_tokens or longest, budget=spec.tokens or budget,
@@ -156,6 +183,10 @@ def answer_benchmarks(policy:Policy, sets:dict, out:Path, spec:EvalSpec)->list:
     return rows
 
 # %% ../../nbs/runs/evaluation.ipynb #5449f4c2
+def left_out(problems)->list:
+    "Return the rows of a file that could not be used, with their reasons."
+    return getattr(problems, "skipped", [])
+
 def evaluate_policy(spec:EvalSpec, sets:dict, out, before, lmms:bool)->Path:
     "Grade a policy on benchmarks, print the results and return their folder."
     adapter = spec.adapter and adapter_folder(spec.adapter)
@@ -167,6 +198,9 @@ def evaluate_policy(spec:EvalSpec, sets:dict, out, before, lmms:bool)->Path:
     with eval_folder(out, asdict(spec), identity(policy)) as folder:
         goes_on = f"answers so far are kept: the same command with --out {folder} goes on"
         try:
+            skipped = [row for problems in sets.values() for row in left_out(problems)]
+            if skipped:
+                write_jsonl(folder/"skipped.jsonl", skipped)
             rows = answer_benchmarks(policy, sets, folder, spec)
             title = f"Evaluation of {spec.model or spec.adapter or 'the embedded policy'}"
             show_metrics(write_results(rows, folder, title, before, lmms))
@@ -181,7 +215,7 @@ def evaluate_policy(spec:EvalSpec, sets:dict, out, before, lmms:bool)->Path:
 
 # %% ../../nbs/runs/evaluation.ipynb #2f241e49
 def run_evaluation(spec:EvalSpec,
-                   benchmarks:str,     # names, separated by commas, or "all"
+                   benchmarks,         # names, separated by commas, "all", or None
                    data_dir,           # folder of local copies, or None
                    against,            # folder of another evaluation to compare with, or None
                    lmms:bool,          # also write lmms-eval sample logs
@@ -189,14 +223,16 @@ def run_evaluation(spec:EvalSpec,
                    out,                # folder, or None for a numbered one
                   ):
     "Check what is asked for, then grade a policy, or judge a log again."
-    names = benchmark_names(benchmarks)
+    names = benchmark_names(benchmarks, own=spec.data is not None)
     if spec.k < 1 or (spec.limit is not None and spec.limit < 1):
         raise ValueError("--k and --limit must be at least 1")
     before = against and read_graded(Path(against)/"answers.jsonl")
     if against and not before:
         raise FileNotFoundError(f"no answers in {against!r}:"
                                 " --against wants the folder of an evaluation")
+    mine = own_set(spec)
     sets, missing = benchmark_sets(names, spec.limit, data_dir)
+    sets = mine | sets
     if log:
         with run_folder(out, "eval") as folder:
             show_metrics(rescore(log, sets, folder, before))

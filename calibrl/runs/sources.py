@@ -81,8 +81,10 @@ def as_in_the_run(spec):      # an `EvalSpec`
     "Return an evaluation that asks as it is told to, else as the run of its adapter did."
     told = prompt_options(spec)
     told |= {name: read_text(name, told[name]) for name in NAMES}
+    if spec.data:                               # a benchmark has a length of its own
+        told["max_new_tokens"] = spec.max_new_tokens
     then = remembered(spec.adapter) if spec.adapter else {}
-    taken = {name: then[name] for name in PROMPTS if told[name] is None and name in then}
+    taken = {name: then[name] for name in told if told[name] is None and name in then}
     if taken:
         print("asked as in the run of the adapter:",
               ", ".join(f"{name} {value!r}" for name, value in taken.items()))
@@ -101,18 +103,19 @@ def drawn_problems(seed:int, need:int)->list:
     return problems(min(1500, need), split="train", seed=seed)
 
 # %% ../../nbs/runs/sources.ipynb #8a98ac67
-# options of `RunSpec` that say how to read one
+# options that say how to read one; an `EvalSpec` has only some of them
 OF_A_FILE = ("map", "split", "name", "root", "close_experts")
 
-def problems_of_file(spec:RunSpec,
+def problems_of_file(spec,          # a `RunSpec` or an `EvalSpec`
                      model=None,    # whose processor counts tokens
                      **asked,       # from `prompt_options`
                     )->list:
     "Return the problems of a file or data set that can be used, or raise ValueError."
     from calibrl.data import load_problems
     from transformers import AutoProcessor
-    options = {name: getattr(spec, name) for name in (*OF_A_FILE, "on_bad")}
-    if spec.max_prompt_tokens:
+    named = (*OF_A_FILE, "on_bad", "limit")
+    options = {name: getattr(spec, name) for name in named if hasattr(spec, name)}
+    if getattr(spec, "max_prompt_tokens", None):
         processor = AutoProcessor.from_pretrained(model, trust_remote_code=False)
         options["processor"] = prompter(processor, **asked)
         options["max_prompt_tokens"] = spec.max_prompt_tokens
