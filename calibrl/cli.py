@@ -6,7 +6,7 @@
 __all__ = ['demo', 'train', 'report', 'evaluate', 'bench', 'main', 'quiet']
 
 # %% ../nbs/06_cli.ipynb #cf5c2894
-import argparse, inspect, logging, os, sys
+import argparse, difflib, inspect, logging, os, shutil, sys, textwrap
 from dataclasses import fields
 
 from . import __version__
@@ -186,17 +186,15 @@ def bench(
 def of_room(path,     # "module.function" below calibrl
             about,    # one line for `calibrl --help`
            ):         # a command
-    """Return a command made of a function of another room; "tiny" is the embedded model."""
+    "Return a command made of a function of another room; it knows what the package carries."
     def function():
         from importlib import import_module
-        module, name = path.split(".")
+        module, _, name = path.rpartition(".")
         return getattr(import_module(f"calibrl.{module}"), name)
 
     def command(**options):
-        if options.get("model") == "tiny":
-            from calibrl.runs.sources import model_path
-            options["model"] = model_path("tiny")
-        return function()(**options)
+        from calibrl.runs.sources import embedded
+        return function()(**embedded(options))
 
     command.function = function
     command.__doc__ = about
@@ -228,12 +226,12 @@ def add_option(parser, name:str, parameter):     # of `docments`
     flag = flag_of(name)
     text = parameter.docment or ""
 
-    # no default: given by position, but for the place of the result, given by name
+    # no default: given by place, but for the folder of the result, given by name
+    if by_place(name, parameter):
+        parser.add_argument(name, type=parameter.anno, help=text)
+        return
     if parameter.default is inspect.Parameter.empty:
-        if name == "out":
-            parser.add_argument(flag, type=parameter.anno, help=text, metavar="OUT", required=True)
-        else:
-            parser.add_argument(name, type=parameter.anno, help=text)
+        parser.add_argument(flag, type=parameter.anno, help=text, metavar="OUT", required=True)
         return
 
     # a truth value is a flag, alone or with its opposite
@@ -258,13 +256,52 @@ def parameters_of(name:str)->dict:     # `docments` by name
     function = command.function() if hasattr(command, "function") else command
     return docments(function, full=True, returns=False)
 
-def make_parser(name:str)->argparse.ArgumentParser:     # of a command in `COMMANDS`
+def by_place(name:str, parameter)->bool:     # of `docments`
+    "Return whether a parameter is given by its place in the line, without a flag."
+    return parameter.default is inspect.Parameter.empty and name != "out"
+
+class Parser(argparse.ArgumentParser):
+    "A parser that raises ValueError for a mistake, where argparse prints every option."
+    def error(self, message):
+        raise ValueError(message.removeprefix("argument "))
+
+def make_parser(name:str)->Parser:     # of a command in `COMMANDS`
     "Return a parser of a command's options, read off its function's signature and comments."
-    parser = argparse.ArgumentParser(f"calibrl {name}", description=COMMANDS[name].__doc__,
-                                     formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-    for option, parameter in parameters_of(name).items():
+    parameters = parameters_of(name)
+    placed = [option.upper() for option, p in parameters.items() if by_place(option, p)]
+    usage = " ".join(["calibrl", name, *placed, "[options]"])
+    parser = Parser(usage=usage, description=COMMANDS[name].__doc__,
+                    formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    for option, parameter in parameters.items():
         add_option(parser, option, parameter)
     return parser
+
+# %% ../nbs/06_cli.ipynb #4a221130
+def near(word:str, known)->str:
+    "Return a question about the known word that is nearest, or nothing."
+    found = difflib.get_close_matches(word, known, 1)
+    return f": did you mean {found[0]}?" if found else ""
+
+def no_option(name:str, word:str)->str:     # a command in `COMMANDS`, a word that is too much
+    "Return what to say of a word that no option of a command takes."
+    listed = f"(calibrl {name} --help lists the options)"
+    parameters = parameters_of(name)
+    if not word.startswith("-"):
+        return f"{word!r} belongs to no option {listed}"
+    flag = word.partition("=")[0]
+    placed = {flag_of(option) for option, p in parameters.items() if by_place(option, p)}
+    if flag in placed:
+        shown = f"calibrl {name} {flag[2:].upper()}"
+        return f"no option {flag}: it is given without the flag, as in {shown}"
+    return f"no option {flag}{near(flag, map(flag_of, parameters))} {listed}"
+
+def read_options(name:str, argv:list)->dict:     # a command in `COMMANDS`, the words behind it
+    "Return the options of a command line, or raise ValueError for a mistake."
+    options, left = make_parser(name).parse_known_args(argv)
+    if left:
+        raise ValueError(no_option(name, left[0]))
+    check_options(name, vars(options))
+    return vars(options)
 
 # %% ../nbs/06_cli.ipynb #7d304f0e
 def find_command(argv:list):
@@ -290,14 +327,13 @@ def check_options(name:str, options:dict):     # of a command in `COMMANDS`
 def run_command(name:str, argv:list)->int:
     "Run a command with its options; return the exit code."
     try:
-        options = vars(make_parser(name).parse_args(argv))
-        check_options(name, options)
+        options = read_options(name, argv)
         quiet()
         COMMANDS[name](**options)
     except SystemExit as e:
         return e.code or 0
-    except KeyboardInterrupt:
-        print("\ncalibrl: stopped", file=sys.stderr)
+    except KeyboardInterrupt as e:
+        print(f"\ncalibrl: {str(e) or 'stopped'}", file=sys.stderr)
         return 130
     except (ValueError, OSError, ImportError, RuntimeError) as e:
         if os.environ.get("CALIBRL_DEBUG"):
@@ -318,18 +354,20 @@ def main(argv:list=None)->int:     # exit code
         return 0 if argv else 2
     name = find_command(argv)
     if name is None:
-        known = ", ".join(COMMANDS)
-        print(f"calibrl: no command {argv[0]!r}; commands are {known}", file=sys.stderr)
+        said = near(argv[0], COMMANDS) or f"; commands are {', '.join(COMMANDS)}"
+        print(f"calibrl: no command {argv[0]!r}{said}", file=sys.stderr)
         return 2
     return run_command(name, argv[len(name.split()):])
 
 # %% ../nbs/06_cli.ipynb #ad84c0da
 def usage()->str:
     "Return what `calibrl` alone prints."
+    width = shutil.get_terminal_size().columns
     lines = []
     for name, command in COMMANDS.items():
-        about = " ".join(command.__doc__.split())
-        lines.append(f"  calibrl {name:10} {about}")
+        first = f"  calibrl {name:11}"
+        lines.append(textwrap.fill(" ".join(command.__doc__.split()), width, initial_indent=first,
+                                   subsequent_indent=" "*len(first)))
     head = "calibrl: RL for multimodal language models with an expert to measure against.\n"
     foot = ("\nStart with: calibrl demo --quick     Options of a command:"
             " calibrl train --help")
@@ -344,7 +382,8 @@ def quiet():
     from transformers.utils import logging as hf
     hf.disable_progress_bar()
     hf.set_verbosity_error()
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+    for name in ("bitsandbytes", "huggingface_hub", "torchao"):
+        logging.getLogger(name).setLevel(logging.ERROR)
 
 # %% ../nbs/06_cli.ipynb #9d2f0d11
 # python -m calibrl.cli, as launchers of several processes want it

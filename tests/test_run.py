@@ -332,6 +332,7 @@ def test_ctrl_c_finishes_the_step_and_saves(straight, tmp_path):
     _, err = p.communicate(timeout=60)
     assert p.returncode == 130
     assert "the same command goes on from there" in err and "Traceback" not in err
+    assert err.count("stopped") == 1                        # one ending
     done = len(read_jsonl(log))
     assert 0 < done < 6 and C.checkpoints(out/"checkpoints")[-1].name == f"step-{done}"
     assert (out/"adapter/adapter_config.json").exists()

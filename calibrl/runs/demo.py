@@ -215,3 +215,6 @@ def run_demo(out, cfg:Config, size:int, k:int):     # problems of the test, answ
         except OSError as e:
             raise OSError(f"{e}; what was written before stays in {folder}: free room there, and"
                           " give another --out") from None
+        except KeyboardInterrupt:
+            raise KeyboardInterrupt(f"stopped; what was written before stays in {folder}, the next"
+                                    " demo begins anew") from None

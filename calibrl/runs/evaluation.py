@@ -205,8 +205,7 @@ def evaluate_policy(spec:EvalSpec, sets:dict, out, before, lmms:bool)->Path:
             title = f"Evaluation of {spec.model or spec.adapter or 'the embedded policy'}"
             show_metrics(write_results(rows, folder, title, before, lmms))
         except KeyboardInterrupt:
-            print(f"\nThe {goes_on}.", file=sys.stderr)
-            raise
+            raise KeyboardInterrupt(f"stopped; the {goes_on}") from None
         except OSError as e:
             raise OSError(f"{e}; free room there, the {goes_on}") from None
     print(f"Every answer with its verdict: {folder/'answers.jsonl'}; to look at:"

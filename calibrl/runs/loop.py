@@ -86,7 +86,7 @@ def asked_to_stop():     # within: a list, empty until a signal comes
 
     def ask(sig, frame):
         if asked and sig == signal.SIGINT:
-            raise KeyboardInterrupt
+            raise KeyboardInterrupt("stopped within a step; the checkpoints before it are whole")
         asked.append(sig)
         os.write(2, FINISHING)                  # print is not safe in a handler
 
@@ -227,8 +227,8 @@ def leave_results(policy:Policy, out, rows:list):
         viz.plot_curves(rows).savefig(out/"curves.png", dpi=110, bbox_inches="tight")
 
 def stopped(out, rows:list, cfg:Config, first:bool):
-    "Say how to go on, and raise KeyboardInterrupt."
-    if first:
-        print(f"calibrl: stopped after {len(rows)} of {cfg.steps} steps; saved in {out},"
-              " the same command goes on from there", file=sys.stderr)
-    raise KeyboardInterrupt
+    "End a run that was asked to stop: the first process says how to go on, the others nothing."
+    if not first:
+        raise SystemExit(130)
+    raise KeyboardInterrupt(f"stopped after {len(rows)} of {cfg.steps} steps; saved in {out},"
+                            " the same command goes on from there")

@@ -126,6 +126,22 @@ def problems_of_file(spec,          # a `RunSpec` or an `EvalSpec`
         raise ValueError(f"--data {spec.data}: no row can be used; calibrl data check says why")
     return found
 
+# %% ../../nbs/runs/sources.ipynb #c54b8ae1
+def drawn_rows(count=256):     # a `datasets.Dataset`
+    "Return the first problems of the embedded world as rows, as a file would hold them."
+    import datasets
+    rows = [{"id": p.id, "question": p.question, "images": list(p.images), "answer": p.answer,
+             "expert": p.expert} | p.tags for p in drawn_problems(0, count)]
+    return datasets.Dataset.from_list(rows)
+
+def embedded(options:dict)->dict:     # of a command
+    "Return options with what the package carries in the place of its name."
+    if options.get("model") == "tiny":
+        options = options | {"model": model_path("tiny")}
+    if options.get("file") == "geometry":
+        options = {"model": model_path("tiny")} | options | {"file": drawn_rows()}
+    return options
+
 # %% ../../nbs/runs/sources.ipynb #9d2f0c21
 def drop_experts(policy,
                  problems:list,       # changed in place

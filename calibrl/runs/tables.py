@@ -5,6 +5,9 @@
 # %% auto #0
 __all__ = []
 
+# %% ../../nbs/runs/tables.ipynb #0747ddb7
+import shutil
+
 # %% ../../nbs/runs/tables.ipynb #38adffb1
 def percent(value):
     "Return a float as a share in percent, nothing for None, and the rest as it is."
@@ -13,17 +16,29 @@ def percent(value):
     return "" if value is None else value
 
 # %% ../../nbs/runs/tables.ipynb #9ddde9b8
-def table(rows:list,      # dicts with the same keys
-         )->str:          # aligned text
-    "Return rows of values as aligned text; floats are shares, in percent."
+def fitting(widths:list, width:int)->list:     # of columns and of the terminal, in characters
+    "Return the numbers of the columns that go side by side, block by block, the first in each."
+    blocks = [[0]]
+    for i, column in enumerate(widths[1:], 1):
+        taken = sum(widths[j] + 2 for j in blocks[-1]) + column
+        if taken > width and len(blocks[-1]) > 1:
+            blocks.append([0])
+        blocks[-1].append(i)
+    return blocks
+
+def table(rows:list,     # dicts with the same keys
+          width=None,    # characters of a line; default: the terminal's
+         )->str:         # aligned text
+    "Return rows of values as aligned text that fits the terminal; floats are shares, in percent."
     cells = [list(rows[0])]
     cells += [[str(percent(value)) for value in row.values()] for row in rows]
     widths = [max(map(len, column)) for column in zip(*cells, strict=False)]
+    cells.insert(1, ["-"*width for width in widths])
 
-    def line(row):
-        first, *others = zip(row, widths, strict=False)
-        texts = [first[0].ljust(first[1])] + [text.rjust(width) for text, width in others]
+    # the first column to the left, the others to the right
+    def line(row, columns):
+        texts = [row[i].rjust(widths[i]) if i else row[i].ljust(widths[i]) for i in columns]
         return "  ".join(texts)
 
-    head, *body = map(line, cells)
-    return "\n".join([head, "  ".join("-"*width for width in widths), *body])
+    blocks = fitting(widths, width or shutil.get_terminal_size().columns)
+    return "\n\n".join("\n".join(line(row, block) for row in cells) for block in blocks)
