@@ -15,6 +15,7 @@ from torch.utils.checkpoint import checkpoint
 
 from .prompts import USUAL, Wording, one_line, prompt_text
 from .tasks import Problem
+from .windows import attend_windows
 
 # %% ../nbs/01a_engine.ipynb #dbb84631
 def encode(processor,             # `AutoProcessor` of the model (a tokenizer where it reads text)
@@ -338,8 +339,10 @@ def attention(module, query, key, value,    # the layer and its (B, heads, P + R
               own_mask=None,                # (B*R, 1, T, P + T) what each response token may see
               shared=None,                  # while sampling: `SharedPrompts`
               **kw)->tuple:                 # (B, tokens, heads, width), None
-    "Return a layer's attention: packed, of sampled tokens, or the library's own."
+    "Return a layer's attention: packed, of sampled tokens, of windows, or the library's own."
     from transformers.integrations.sdpa_attention import sdpa_attention_forward
+    if "windows" in kw:                     # of a vision tower, see `ByLength`
+        return attend_windows(module, query, key, value, **kw)
     if shared is not None:
         prompt = shared.layers[module.layer_idx]
         return one_token(query, key, value, attention_mask, prompt, shared.slots, shared.n,

@@ -16,13 +16,15 @@ from .base import (
     MODELS, adapter_line, add_adapter, base_of, load_base, recompute_activations, recomputes,
     save_adapter)
 from .draws import by_row, drawer, pick, write
-from .engine import (
-    SharedPrompts, attend_by, collate, encode, own_attention, pack, wide_product)
+from calibrl.engine import (
+    SharedPrompts, attend_by, collate, encode, own_attention, pack, register_attention,
+    wide_product)
 from .masks import is_plainly_causal, model_masks, pictures_seen, token_types
 from .plain_rows import plain_logps, plain_samples, token_scores
 from .prompts import USUAL, continued, limit_pixels, opening, pixels_of, wording
 from .selfcheck import settle
 from .states import Layout, prepare_states
+from .windows import prepare_windows
 
 # %% ../nbs/01b_policy.ipynb #926fe9f1
 def end_ids(model, tokenizer)->list:
@@ -94,6 +96,7 @@ class Policy:
         self.own_attention = own_attention(self.decoder)
         self.causal = is_plainly_causal(base)               # each token sees all before it
         prepare_states(self.decoder)
+        prepare_windows(self.core, register_attention())
         self.head = base.get_output_embeddings().weight
         self.tokenizer = getattr(processor, "tokenizer", processor)
         self.eos_ids = end_ids(model, self.tokenizer)

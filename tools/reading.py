@@ -51,7 +51,8 @@ LEFT_OUT = {
     "the alarm before an update": ["check_agreement"],
     "memory for time": ["recompute_activations"],
     "rows of models that cannot be packed, and what only some families have": [
-        "sample_plainly", "plain_logps", "logit_logps", "attend_by", "laid_out", "with_sink"],
+        "sample_plainly", "plain_logps", "logit_logps", "attend_by", "laid_out", "with_sink",
+        "attend_windows"],
     "other methods than GRPO and CalibRL": ["refill"],
     "several processes": ["all_gather", "all_reduce_gradients", "local_slice", "processes",
                           "to_device"]}
