@@ -1,0 +1,211 @@
+"""The verifier as other engines call it: by their own code where they are installed, and by calls
+recorded from the versions on the page nbs/pages/engines.md."""
+import asyncio
+import importlib
+import importlib.util
+import re
+import subprocess
+import sys
+import types
+from pathlib import Path
+
+import pytest
+import torch
+
+from calibrl.rewards import (accuracy_reward, batch_scores, compute_score, format_reward,
+                             reward_func)
+
+PAGE = Path(__file__).resolve().parent.parent/"nbs/pages/engines.md"
+RIGHT = "<think>2+2</think><answer>4</answer>"
+WRONG = "<think>2+2</think><answer>5</answer>"
+PROMPT = "<|im_start|>user\n2+2?<|im_end|>\n<|im_start|>assistant\n"
+
+
+def lines_for(title):
+    "The lines of the page that begin with the comment `# title`."
+    blocks = re.findall(r"```\w+\n(.*?)```", PAGE.read_text(encoding="utf-8"), flags=re.S)
+    found = [block for block in blocks if block.startswith(f"# {title}\n")]
+    assert len(found) == 1, f"{len(found)} blocks of lines begin with {title!r}"
+    return found[0]
+
+
+def run_lines(title):
+    "The names that the lines of the page define."
+    space = {"__name__": "a_plugin"}
+    exec(compile(lines_for(title), title, "exec"), space)
+    return space
+
+
+def engine(name):
+    "A module of an engine, or a skip that says which it was."
+    package = name.split(".")[0]
+    if importlib.util.find_spec(package) is None:
+        pytest.skip(f"{package} is not installed here")
+    return importlib.import_module(name)
+
+
+def stand_in(monkeypatch, name, **names):
+    "A module with the names that an engine's has, in its place."
+    parts = name.split(".")
+    for i in range(1, len(parts) + 1):
+        part = ".".join(parts[:i])
+        monkeypatch.setitem(sys.modules, part, types.ModuleType(part))
+    for key, value in names.items():
+        setattr(sys.modules[name], key, value)
+
+
+def test_python_alone_is_enough():
+    "No package is there with -I -S: what engines pin is their own affair."
+    code = (f"import sys; sys.path.insert(0, {str(PAGE.parents[2])!r})\n"
+            "from calibrl.rewards import compute_score\n"
+            "print(compute_score('m', '<answer>1/2</answer>', 0.5)['acc'])")
+    done = subprocess.run([sys.executable, "-I", "-S", "-c", code], capture_output=True, text=True)
+    assert done.stdout.strip() == "1.0", done.stderr
+
+
+# Calls as the engines make them, written down from their sources
+
+def test_trl_calls_with_columns_and_more():
+    "TRL 1.16.0, grpo_trainer.py, _calculate_rewards"
+    call = dict(prompts=[[{"role": "user", "content": "2+2?"}]]*2,
+                completions=[[{"role": "assistant", "content": text}] for text in (RIGHT, WRONG)],
+                completion_ids=[[1], [2]], answer=["B", "B"], options=[["3", "4"]]*2,
+                expert=[RIGHT]*2, trainer_state=None, log_extra=print, log_metric=print)
+    assert accuracy_reward(**call) == [1.0, 0.0]
+    assert format_reward(**call) == [1.0, 1.0]
+
+
+def test_ms_swift_calls_with_rows(monkeypatch):
+    "ms-swift 4.6.0, rl_core/grpo_algorithm.py, compute_rewards_per_func"
+    orm = type("ORM", (), {"__init__": lambda self, args=None, **kwargs: None})
+    stand_in(monkeypatch, "swift.rewards", ORM=orm, orms={})
+    orms = run_lines("ms-swift: plugin.py")["orms"]
+    rewards = [orms[name](args=None) for name in ("calibrl_accuracy", "calibrl_format")]
+    rows = dict(trainer_state=None, solution=["4", "4"], images=[None, None],
+                messages=[[{"role": "user", "content": "2+2?"}]]*2)
+    assert [reward([RIGHT, "5"], **rows) for reward in rewards] == [[1.0, 0.0], [1.0, 0.0]]
+
+
+def test_trinity_calls_by_name_and_adds_up(monkeypatch):
+    "Trinity-RFT 0.6.0, common/workflows/workflow.py, SimpleWorkflow.run"
+    registry = types.SimpleNamespace(register_module=lambda name: lambda cls: cls)
+    stand_in(monkeypatch, "trinity.common.rewards", REWARD_FUNCTIONS=registry, RewardFn=object)
+    reward_fn = run_lines("Trinity-RFT: a plugin")["CalibrlReward"]()
+    found = reward_fn(response=RIGHT, truth="4")
+    assert sum(found.values()) == pytest.approx(1.1)
+    assert sum(reward_fn(response="4", truth="4").values()) == 0
+
+
+def test_verl_calls_by_name():
+    "verl 0.9.1, workers/reward_manager/naive.py"
+    extra = {"index": 3, "choices": ["3", "4"], "num_turns": None, "rollout_reward_scores": {}}
+    found = compute_score(data_source="geo3k", solution_str=RIGHT, ground_truth="B",
+                          extra_info=extra, reward_router_address=None)
+    assert found == {"score": 1.1, "acc": 1.0, "format": 1.0}
+
+
+def test_skyrl_steps_once(monkeypatch):
+    "SkyRL 0.3.0, skyrl_gym/envs/base_text_env.py"
+    base = type("BaseTextEnv", (), {})
+    stand_in(monkeypatch, "skyrl_gym.envs.base_text_env", BaseTextEnv=base,
+             BaseTextEnvStepOutput=dict)
+    env = run_lines("SkyRL: environment.py")["CalibrlEnv"](
+        env_config=None, extras={"reward_spec": {"ground_truth": "4"}})
+    step = env.step(RIGHT)
+    assert step["reward"] == 1.1 and step["done"]
+
+
+def test_openrlhf_calls_with_whole_texts():
+    "OpenRLHF 0.11.2, utils/agent.py, _fetch_rewards_via_func"
+    found = reward_func([PROMPT + RIGHT + "<|im_end|>"], [PROMPT], ["4"])
+    assert found["rewards"].tolist() == pytest.approx([1.1])
+    assert found["extra_logs"]["format"].tolist() == [1.0]
+
+
+def test_easyr1_calls_with_dicts():
+    "EasyR1, verl/workers/reward/function.py, BatchFunctionRewardManager"
+    names = run_lines("EasyR1: reward.py")
+    assert names["REWARD_TYPE"] == "batch"
+    call = [dict(response=RIGHT, response_length=9, ground_truth="4"),
+            dict(response=WRONG, response_length=9, ground_truth="4")]
+    assert [row["overall"] for row in names["compute_score"](call)] == [1.1, 0.1]
+    assert batch_scores(call[0]) == {"overall": 1.1, "accuracy": 1.0, "format": 1.0}
+
+
+# The engines' own code, where it is installed
+
+def test_ms_swift_itself():
+    algorithm = engine("swift.rl_core.grpo_algorithm")
+    sample = importlib.import_module("swift.rl_core.data").GRPOSample
+    orms = run_lines("ms-swift: plugin.py")["orms"]
+    funcs = [orms[name](args=None) for name in ("calibrl_accuracy", "calibrl_format")]
+    samples = [sample(messages=[{"role": "user", "content": "2+2?"},
+                                {"role": "assistant", "content": text}],
+                      extra={"solution": "B", "choices": ["3", "4"]}) for text in (RIGHT, "5")]
+    found = algorithm.compute_rewards_per_func(samples, funcs, None, torch.device("cpu"))
+    assert found.tolist() == [[1.0, 1.0], [0.0, 0.0]]
+
+
+def test_verl_itself():
+    reward = engine("verl.trainer.ppo.reward")
+    config = importlib.import_module("omegaconf").OmegaConf.create(lines_for("verl"))
+    function = reward.get_custom_reward_fn(config)
+    manager = importlib.import_module("verl.workers.reward_manager.naive").NaiveRewardManager
+    proto = importlib.import_module("verl").DataProto
+    tokenizer = types.SimpleNamespace(decode=lambda ids, **kwargs: "".join(map(chr, ids)))
+    ids = torch.tensor([[ord(c) for c in RIGHT], [ord(c) for c in WRONG]])
+    info = [{"index": i, "options": ["3", "4"]} for i in range(2)]
+    data = proto.from_dict(
+        {"prompts": ids[:, :4], "responses": ids,
+         "attention_mask": torch.ones(2, 4 + ids.shape[1], dtype=torch.long)},
+        {"reward_model": [{"ground_truth": "B"}]*2, "data_source": ["m"]*2, "extra_info": info})
+    found = manager(tokenizer, 0, function)(data, return_dict=True)
+    assert found["reward_tensor"][:, -1].tolist() == pytest.approx([1.1, 0.1])
+    assert found["reward_extra_info"]["acc"] == [1.0, 0.0]
+
+
+def test_trinity_itself():
+    rewards = engine("trinity.common.rewards")
+    run_lines("Trinity-RFT: a plugin")
+    made = rewards.REWARD_FUNCTIONS.get("calibrl_reward")
+    assert issubclass(made, rewards.RewardFn)
+    assert made()(response=RIGHT, truth="4") == {"accuracy": 1.0, "format_score": 0.1}
+
+
+def test_skyrl_itself(tmp_path, monkeypatch):
+    engine("skyrl_gym")
+    (tmp_path/"environment.py").write_text(lines_for("SkyRL: environment.py"), encoding="utf-8")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    gym = run_lines("SkyRL: before training")["skyrl_gym"]
+    env = gym.make("calibrl", env_config={}, extras={"reward_spec": {"ground_truth": "4"}})
+    assert env.step(WRONG)["reward"] == 0.1
+
+
+def test_openrlhf_itself(tmp_path):
+    agent = engine("openrlhf.utils.agent")
+    path = tmp_path/"reward.py"
+    path.write_text(lines_for("OpenRLHF: reward.py"), encoding="utf-8")
+    executor = agent.SingleTurnAgentExecutor(str(path))
+    found = asyncio.run(executor._fetch_rewards_via_func([PROMPT + RIGHT], [PROMPT], ["4"]))
+    assert found[0]["rewards"].tolist() == pytest.approx([1.1])
+
+
+@pytest.mark.parametrize("call, message", [
+    (lambda: accuracy_reward([RIGHT], answer=[["4"]]), "row 0: the ground truth must be a text"),
+    (lambda: accuracy_reward([RIGHT, 7], answer=["4", "4"]), "row 1: needs a text or a list"),
+    (lambda: accuracy_reward(RIGHT, answer=["4"]), "completions must be a list, got str"),
+    (lambda: accuracy_reward([RIGHT], answer=[""]), "row 0: answer must be a non-empty string"),
+    (lambda: accuracy_reward([RIGHT], answer=["B"], options=["ab"]), "options must be a list"),
+    (lambda: compute_score("m", RIGHT, "4", extra_info="x"), "extra_info must be a dict"),
+    (lambda: compute_score("m", RIGHT, [4]), "the ground truth must be a text or a number"),
+    (lambda: batch_scores([{"response": RIGHT}]), "row 0 must be a dict with response"),
+    (lambda: reward_func([RIGHT], [PROMPT], ["4"]), "row 0: the query does not hold the end"),
+])
+def test_wrong_data_is_named(call, message):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        call()
+
+
+def test_a_response_of_any_kind_is_only_wrong():
+    hostile = ["", "\ud800", "<answer>"*200, "<answer>" + "("*9999 + "</answer>", "a\x00b"]
+    assert accuracy_reward(hostile, answer=["4"]*5) == [0.0]*5
