@@ -6,9 +6,9 @@
 __all__ = []
 
 # %% ../nbs/01f_selfcheck.ipynb #4cfa6ec7
-import sys
+import json, math, sys
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 
 import torch
 
@@ -17,6 +17,7 @@ from calibrl.engine import WINDOWS, attend_by, logit_logps
 from calibrl.plain_rows import followed
 from calibrl.prompts import one_line
 from calibrl.tasks import Problem
+from calibrl.verdicts import keep, kept, short_hash, subject
 
 # %% ../nbs/01f_selfcheck.ipynb #213a65d9
 @dataclass
@@ -284,9 +285,46 @@ def examine(policy,
             verdict = try_plain(policy, probe, own, verdict)
         return try_sampling(policy, probe, verdict)
 
+# %% ../nbs/01f_selfcheck.ipynb #5c2f7a10
+def is_sound(name:str, value)->bool:    # of a field of `Verdict`
+    "Return whether a value that was read is one that a verdict may hold."
+    if name == "rows":
+        return value in ("packed", "plain")
+    if name in ("shared", "pads"):
+        return isinstance(value, bool)
+    if name == "why":
+        return isinstance(value, str)
+    if name == "head_scale" and value is None:
+        return True
+    return isinstance(value, float) and math.isfinite(value)
+
+def as_verdict(read):    # dict or None -> Verdict or None
+    "Return what was kept on disk as a verdict, None where it is none."
+    names = {field.name for field in fields(Verdict)}
+    if not read or read.keys() != names or not all(is_sound(*item) for item in read.items()):
+        return None
+    return Verdict(**read)
+
 # %% ../nbs/01f_selfcheck.ipynb #6854eff2
 VERDICTS = {}
 
+def known_verdict(policy, asked:str)->tuple:    # Verdict, whether this process has not told it
+    "Return the verdict on a policy's rows: of this process, of an earlier one, or found now."
+    base = policy.base
+    about = subject(base, fingerprint(base), attention=policy.own_attention, asked=asked,
+                    template=short_hash(str(policy.processor.chat_template)))
+    key = json.dumps(about)
+    if key in VERDICTS:
+        return VERDICTS[key], False
+    verdict = as_verdict(kept(about))
+    if verdict is None:
+        verdict = examine(policy, asked)
+        if math.isfinite(verdict.gap):
+            keep(about, asdict(verdict))
+    VERDICTS[key] = verdict
+    return verdict, True
+
+# %% ../nbs/01f_selfcheck.ipynb #5c2f7a14
 def settle(policy,
            asked="auto",    # "packed", "plain", or whichever is right
            known=(),        # model types that tests cover
@@ -294,21 +332,14 @@ def settle(policy,
     "Let a policy run its rows as asked and as is right; say so where that is not as ever."
     if asked not in ("auto", "packed", "plain"):
         raise ValueError(f"rows must be auto, packed or plain, not {asked!r}")
-    base = policy.base
-    key = (fingerprint(base), base.config.to_json_string(), str(base.dtype), str(policy.device),
-           policy.own_attention, len(policy.processor.chat_template or ""), asked)
-    new = key not in VERDICTS
-    if new:
-        VERDICTS[key] = examine(policy, asked)
-    verdict = VERDICTS[key]
+    verdict, new = known_verdict(policy, asked)
     if asked == "packed" and verdict.rows != "packed":
         raise ValueError(f"rows='packed' is not possible: {verdict.why}; leave it out, and each"
                          " response gets a row of its own")
     verdict.give(policy)
-    if new:
-        said = summary(base.config.model_type, verdict, known)
-        if said:
-            print(said, file=sys.stderr)
+    said = summary(policy.base.config.model_type, verdict, known) if new else ""
+    if said:
+        print(said, file=sys.stderr)
     return verdict
 
 def summary(model_type:str, verdict:Verdict, known=())->str:

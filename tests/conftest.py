@@ -3,6 +3,7 @@ import os
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ["HF_HUB_OFFLINE"] = "1"          # no test may reach for the network
+os.environ["CALIBRL_VERDICTS"] = "off"      # each process tries its models anew, whatever is cached
 import matplotlib
 
 matplotlib.use("Agg")

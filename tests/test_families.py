@@ -155,6 +155,52 @@ def test_an_error_in_packed_rows_is_no_error_of_the_run(folder, fresh, monkeypat
     assert "packed rows fail (IndexError: no such layer)" in capsys.readouterr().err
 
 
+@pytest.fixture
+def tries(fresh, monkeypatch, tmp_path):
+    "tries(...): loads as a new process would, and returns how often a model was tried so far."
+    monkeypatch.setenv("CALIBRL_VERDICTS", str(tmp_path))
+    right = selfcheck.examine
+    count = []
+
+    def examine(*given):
+        count.append(given)
+        return right(*given)
+
+    def load(path, **options):
+        selfcheck.VERDICTS.clear()
+        return Policy.from_pretrained(path, **options), len(count)
+
+    monkeypatch.setattr(selfcheck, "examine", examine)
+    return load
+
+
+def test_a_verdict_is_kept_for_the_next_process(folder, tries, tmp_path, monkeypatch):
+    first, count = tries(folder("llama"))
+    file, = tmp_path.iterdir()
+    whole = file.read_text()
+    again, count = tries(folder("llama"))
+    assert count == 1 and again.verdict == first.verdict and again.rows == "packed"
+
+    # Damaged, it is found and written anew; another precision has a verdict of its own
+    file.write_text(whole.replace('"packed"', '"best"'))
+    assert tries(folder("llama"))[1] == 2 and file.read_text() == whole
+    assert tries(folder("llama"), dtype=torch.bfloat16)[1] == 3
+    assert len(list(tmp_path.iterdir())) == 2
+    monkeypatch.setenv("CALIBRL_VERDICTS", "off")
+    assert tries(folder("llama"))[1] == 4
+
+
+def test_what_follows_from_an_error_is_not_kept(folder, tries, tmp_path, monkeypatch):
+    def no_memory(*given):
+        raise torch.OutOfMemoryError("for a moment")
+
+    with monkeypatch.context() as crowded:
+        crowded.setattr(engine, "packed_masks", no_memory)
+        assert tries(folder("llama"))[0].rows == "plain"
+    assert list(tmp_path.iterdir()) == []
+    assert tries(folder("llama"))[0].rows == "packed"
+
+
 def test_a_sampler_that_is_wrong_is_not_used(folder, fresh, monkeypatch):
     def one_token(*given):
         return .9*right(*given)
