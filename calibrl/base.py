@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from .files import read_object, replace_folder, write_atomic
+from .files import asset_path, read_object, replace_folder, write_atomic
 from .prompts import one_line
 
 # %% ../nbs/01c_base.ipynb #175a7150
@@ -64,6 +64,23 @@ def model_processor(name_or_path,    # local folder or hub id
                                 f"({one_line(e)})") from None
     check_processor(processor, config, name_or_path)
     return processor
+
+# %% ../nbs/01c_base.ipynb #44d3736f
+def carried_config(name)->object|None:      # hub id, such as Qwen/Qwen2.5-VL-7B-Instruct
+    "Return the configuration of a model whose shape the package carries; None for another."
+    from transformers import AutoConfig
+    found = re.fullmatch(r"Qwen/([\w.-]+?)(?:-Instruct|-Thinking)", str(name))
+    if not found or Path(name).exists():
+        return None
+    file = asset_path(f"models/{found[1].lower()}.json")
+    if not file.is_file():
+        return None
+    shape = read_object(file)
+    return AutoConfig.for_model(shape.pop("model_type"), **shape)
+
+def shape_config(name_or_path)->object:      # local folder or hub id
+    "Return a configuration to plan with: the carried one, else the model's own."
+    return carried_config(name_or_path) or model_config(name_or_path)
 
 # %% ../nbs/01c_base.ipynb #57a191b3
 def check_size(auto, config, folder):    # an auto class of transformers; Path, perhaps a hub id

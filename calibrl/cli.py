@@ -31,17 +31,21 @@ def demo(
 
 # %% ../nbs/06_cli.ipynb #d0af5513
 def train(
-    model:str="tiny",        # save_pretrained folder or hub id; "tiny" is the embedded policy
+    # save_pretrained folder or hub id; "tiny" is the embedded policy
+    # (default: the one of the adapter's run, else tiny)
+    model:str=None,
     adapter:str=None,        # adapter or run folder to begin from
     # training problems: "geometry", the embedded world, a file or a hub data set
-    data:str="geometry",
+    # (default: geometry)
+    data:str=None,
     # columns of the data, such as question=problem,expert=solution
     # (default: as the data names them)
     map:str=None,
     split:str=None,          # of the data, where there are several
     name:str=None,           # configuration of the data, where there are several
     root:str=None,           # folder that picture paths start from (default: where the file is)
-    on_bad:str="skip",       # what to do with a row that cannot be used: skip or fail
+    # what to do with a row that cannot be used: skip or fail (default: skip)
+    on_bad:str=None,
     # a longer prompt cannot be used; counted before the start (default: no limit, no count)
     max_prompt_tokens:int=None,
     # close an expert that ends in no answer with its gold, in tags (default: leave it open)
@@ -54,31 +58,59 @@ def train(
     # run folder; one that holds this run unfinished goes on
     # (default: runs/train, then runs/train-2, ...)
     out:str=None,
-    # TOML file with any option of `calibrl.train.Config`; the options below win over it
+    # TOML file with any option of `calibrl.train.Config`, such as a run's config.toml, whose
+    # [run] says model, data and bits; options win over it
     config:str=None,
-    preset:str=None,         # demo, paper or single-gpu, under the file (default: demo)
+    # demo, paper or single-gpu, under the file
+    # (default: demo for the embedded policy, else single-gpu)
+    preset:str=None,
     method:str=None,         # the objective, such as calibrl or grpo (default: calibrl)
     steps:int=None,          # training steps (default: 120)
     # of the adapter, the order of problems and the sampling (default: 0)
     seed:int=None,
-    bits:int=None,           # 4 (NF4), 8, or leave out for full precision
-    lora_rank:int=16,        # rank of the adapter
+    # 4 (NF4), 8, or 16 for full precision
+    # (default: 4 with the preset single-gpu on a GPU, else full precision)
+    bits:int=None,
+    lora_rank:int=None,      # rank of the adapter (default: 16)
+    train_vision:bool=None,  # a new adapter reaches into the vision tower, too (default: no)
     alpha:float=None,        # slope of the gate on the right side of the expert (default: 0.5)
     weight:float=None,       # of the exploration term (default: 0.1)
     gap:str=None,            # token, sequence or mean (default: token)
-    lr:float=None,           # learning rate (default: 0.0005)
+    # how token losses become one number, such as token-mean (default: as the method)
+    reduce:str=None,
+    norm_std:bool=None,      # divide advantages by the group's deviation (default: as the method)
+    clip_low:float=None,     # how far a ratio may fall (default: as the method)
+    clip_high:float=None,    # how far it may rise (default: as the method)
+    dual_clip:float=None,    # bound on a ratio whose advantage is negative (default: as the method)
+    weigh_by_adv:bool=None,  # multiply CalibRL's term by the advantage's size (default: yes)
+    expert_weight:float=None,    # of an expert's token against an own one, in grpo_sft (default: 1)
+    prune:float=None,        # share of each group left out, in cppo (default: as the method)
+    tries:int=None,          # draws of a step until groups differ, in dapo (default: as the method)
+    overlong:float=None,     # share of the length that is penalised (default: as the method)
+    lr:float=None,           # learning rate (default: 0.0005; single-gpu: 0.00001)
+    lr_schedule:str=None,    # constant, linear or cosine, after the warm-up (default: constant)
+    warmup:int=None,         # steps in which the learning rate grows (default: 0)
+    weight_decay:float=None,     # of AdamW (default: 0.01)
+    max_grad_norm:float=None,    # longer gradients are cut (default: 1)
     prompts:int=None,        # problems a step (default: 16)
     responses:int=None,      # responses a problem (default: 8)
     mini_batches:int=None,   # updates a step (default: 2)
-    max_new_tokens:int=None, # longer responses are truncated (default: 64)
-    # problems sampled at once (default: all that a process has of a step)
+    temperature:float=None,  # of sampling (default: 1)
+    # longer responses are truncated (default: 64; single-gpu: 1024)
+    max_new_tokens:int=None,
+    # problems sampled at once (default: all that a process has of a step; single-gpu: 4)
     sample_prompts:int=None,
+    # tokens in one forward and backward pass, a larger group stands alone (default: 2048)
+    micro_tokens:int=None,
     # recompute activations in the backward pass: less memory, more time (default: on a GPU)
     gradient_checkpointing:bool=None,
     # packed (prompts run once a group), plain (once a response), or auto: packed where a check at
     # load finds it equal to the model's own forward pass (default: auto)
     rows:str=None,
     save_every:int=None,     # steps between checkpoints (default: 10)
+    sample_every:int=None,   # steps between samples to read (default: 10)
+    keep:int=None,           # newest checkpoints to keep, beside the best (default: 2)
+    max_broken:int=None,     # steps in a row without a finite update that end a run (default: 3)
     # how groups are run: "shared", each prompt and image once for all its responses,
     # is the one way
     engine:str="shared",
@@ -88,16 +120,15 @@ def train(
     run was. Leaves metrics.jsonl, report.html, checkpoints/ and adapter/.
     """
     options = locals()
-    from calibrl.config import Config, load_config
-    from calibrl.runs.folder import RunSpec
     from calibrl.runs.logs import check_tracker
+    from calibrl.runs.options import run_options
     from calibrl.runs.start import start
-    cfg = load_config(config, preset, **of_kind(Config, options))
+    cfg, spec = run_options(options)
     if engine != "shared":
         raise ValueError(f"engine must be 'shared', not {engine!r}: repeated prompts exist in the"
                          " tests alone, as what the shared ones must equal")
     check_tracker(tracker)
-    start(out, cfg, RunSpec(**of_kind(RunSpec, options)), tracker)
+    start(out, cfg, spec, tracker)
 
 # %% ../nbs/06_cli.ipynb #886c3328
 def of_kind(kind, options:dict)->dict:     # a dataclass

@@ -295,7 +295,10 @@ def other_settings(had:dict, spec:str, phases:list, want:dict)->str:
     want = {k: v for k, v in want.items() if k != "model" and not (k == "files" and v is None)}
     phases = json.loads(json.dumps([asdict(cfg) for cfg in phases]))
     other = [changes(had["settings"], want), changes(had, {"spec": spec})]
-    other += [changes(a, b) for a, b in zip(had["config"], phases, strict=False)]
+
+    # a record from before there was an option had its default
+    usual = asdict(Config())
+    other += [changes(usual | a, b) for a, b in zip(had["config"], phases, strict=False)]
     if len(had["config"]) != len(phases):
         other.append(f"it had {len(had['config'])} phases and has {len(phases)} now")
     return "; ".join(filter(None, other))

@@ -14,12 +14,14 @@ from .loss import GAPS, OBJECTIVES, REDUCTIONS
 from .prompts import NAMES, check_pixels, read_text, wording
 
 # %% ../nbs/02a_config.ipynb #79ca8f07
+SCHEDULES = ("constant", "linear", "cosine")      # of the learning rate, after its warm-up
 MOST = 10**9                 # no count of ours comes near it
 RANGES = {                   # the least and the most of a number, both allowed
     "seed": (0, 2**31 - 1), "steps": (0, 10**7), "sample_prompts": (0, 10**5),
     "prompts": (1, 10**5), "responses": (1, 10**4), "mini_batches": (1, 10**5),
     "max_new_tokens": (1, 10**6), "lora_rank": (1, 2**16), "k": (1, 10**4),
-    "image_tokens": (0, 10**6), "clip_low": (0, 1), "temperature": (0.05, 10)}
+    "image_tokens": (0, 10**6), "clip_low": (0, 1), "temperature": (0.05, 10),
+    "warmup": (0, 10**7)}
 ABOVE = {"dual_clip": 1, "max_grad_norm": 0}         # numbers that must be above
 BELOW = {"prune": 1, "overlong": 1}                  # numbers that must be below
 
@@ -61,7 +63,7 @@ def check_config(cfg):
 
     # options that have names to choose from
     named = dict(method=OBJECTIVES, gap=GAPS, reduce=(None, *REDUCTIONS),
-                 rows=("auto", "packed", "plain"))
+                 rows=("auto", "packed", "plain"), lr_schedule=SCHEDULES)
     for name, choices in named.items():
         value = getattr(cfg, name)
         if value not in choices:
@@ -130,7 +132,11 @@ class Config:
     rows: str = "auto"
 
     # the update
-    lr: float = 5e-4              # ours, for a small adapter [C: 1e-6 for all of 7B], constant
+    lr: float = 5e-4              # ours, for a small adapter [C: 1e-6 for all of 7B]
+    # after the warm-up: "constant" [C], or "linear" or "cosine", which end near 0
+    lr_schedule: str = "constant"
+    warmup: int = 0               # steps in which the learning rate grows to `lr`
+    train_vision: bool = False    # a new adapter reaches into the vision tower, too
     weight_decay: float = 0.01    # [C]
     max_grad_norm: float = 1.0    # [C]
 

@@ -6,7 +6,7 @@
 __all__ = ['train_step', 'batches', 'make_optimizer', 'train']
 
 # %% ../nbs/02_train.ipynb #64c889d6
-import random, time
+import math, random, time
 from collections import Counter
 from dataclasses import replace
 from itertools import islice
@@ -261,6 +261,7 @@ def train(policy:Policy,      # its adapter is trained in place
     broken = [bool(row["skipped_updates"]) for row in done]
 
     for step in range(len(done) + 1, cfg.steps + 1):
+        set_rate(optimizer, rate_share(cfg, step))
         row = one_step(policy, optimizer, stream, cfg, step)
         yield row
 
@@ -268,6 +269,20 @@ def train(policy:Policy,      # its adapter is trained in place
         broken.append(bool(row["skipped_updates"]))
         if broken[-cfg.max_broken:] == [True]*cfg.max_broken:
             raise RuntimeError(diagnosis(row, policy, cfg))
+
+# %% ../nbs/02_train.ipynb #62fdb66c
+def rate_share(cfg:Config, step:int)->float:      # step from 1
+    "Return the share of `cfg.lr` with which a step updates, from 0 to 1."
+    if step <= cfg.warmup:
+        return step/cfg.warmup
+    left = (cfg.steps - step + 1)/max(1, cfg.steps - cfg.warmup)     # 1 once it is warm
+    curves = {"constant": 1., "linear": left, "cosine": (1 - math.cos(math.pi*left))/2}
+    return curves[cfg.lr_schedule]
+
+def set_rate(optimizer, share:float):
+    "Have an optimizer update with a share of the learning rates that it was made with."
+    for group in optimizer.param_groups:
+        group["lr"] = group.setdefault("initial_lr", group["lr"])*share
 
 # %% ../nbs/02_train.ipynb #55e78a5f
 def prepare(policy:Policy, problems:list, cfg:Config):

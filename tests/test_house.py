@@ -115,6 +115,7 @@ MAY_USE = {
     "runs.logs": {"files"},
     "runs.loop": {"config", "files", "parallel", "rollout", "runs.checkpoints", "runs.logs",
                   "runs.report", "train", "viz"},
+    "runs.options": {"algebra", "config", "geometry", "runs.folder", "runs.sources"},
     "runs.report": {"config", "files", "runs.folder", "runs.logs", "runs.sources", "viz"},
     "runs.sources": {"base", "config", "data", "eval", "files", "geometry", "prompts",
                      "runs.checkpoints", "runs.folder"},

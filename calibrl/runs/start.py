@@ -97,7 +97,7 @@ def load_policy(cfg:Config, spec:RunSpec, model, device=None, dtype=None)->Polic
     policy = Policy.from_pretrained(
         model, bits=spec.bits, lora_rank=spec.lora_rank, adapter=adapter, seed=cfg.seed,
         device="cpu" if dtype else device, dtype=dtype, gradient_checkpointing=recompute,
-        rows=cfg.rows)
+        rows=cfg.rows, train_vision=cfg.train_vision)
     policy.set_prompts(**prompt_options(cfg))
     if dtype:
         shard_layers(policy, device)
