@@ -50,6 +50,12 @@ def train(
     max_prompt_tokens:int=None,
     # close an expert that ends in no answer with its gold, in tags (default: leave it open)
     close_experts:bool=None,
+    # problems to validate on: a share such as 0.1, held out and never trained on, or a file, read
+    # as the data are (default: none)
+    val:str=None,
+    val_split:str=None,      # of that file, where there are several
+    val_seed:int=None,       # draws what is held out (default: 0, whatever --seed is)
+    val_every:int=None,      # steps between validations (default: 10)
     # closing words of each prompt: ours, paper, none, a text, or a text file (default: ours)
     instruction:str=None,
     system:str=None,         # system message, a text or a text file (default: none)
@@ -148,7 +154,8 @@ def evaluate(
     # save_pretrained folder or hub id (default: the run's, else the embedded policy)
     model:str=None,
     adapter:str=None,        # adapter or run folder
-    # problems of your own: a file, folder or hub data set, read as for training
+    # problems of your own: a file, folder or hub data set, read as for training; or held-out, what
+    # the run of --adapter validated on
     data:str=None,
     # columns of the data, such as question=problem,answer=label (default: as the data names them)
     map:str=None,

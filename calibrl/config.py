@@ -146,6 +146,7 @@ class Config:
     sample_prompts: int = 0
     sample_every: int = 10        # steps between samples to read
     save_every: int = 10          # steps between checkpoints
+    val_every: int = 10           # steps between validations, where there is any
     keep: int = 2                 # newest checkpoints to keep, beside the best
     max_broken: int = 3           # steps in a row without a finite update before a run stops
 

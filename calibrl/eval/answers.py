@@ -74,16 +74,19 @@ def ask(
     max_new_tokens=64,    # longer answers are truncated
     seed=0,
     lenient=False,        # see `grade`
-)->list:                  # graded rows with lengths in tokens
+)->list:                  # graded rows with lengths in tokens, entropies in nats a token
     "Return a policy's graded answers to one batch of problems."
     start_judge(problems)
-    ids = policy.sample(problems, k, temperature, max_new_tokens, seed=seed).ids
+    samples = policy.sample(problems, k, temperature, max_new_tokens, seed=seed)
+    ids = samples.ids
+    entropies = samples.entropy.sum(1)/samples.mask.sum(1)
     rows = []
     for i, problem in enumerate(problems):
         mine = ids[i*k:(i+1)*k]
         texts = [policy.decode(tokens) for tokens in mine]
         row = grade(problem, texts, lenient, policy.opening)
         row["lengths"] = [len(tokens) for tokens in mine]
+        row["entropy"] = [round(value, 4) for value in entropies[i*k:(i+1)*k].tolist()]
         row["truncated"] = [tokens[-1] not in policy.eos_ids for tokens in mine]
         rows.append(row)
     return rows

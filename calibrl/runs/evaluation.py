@@ -17,6 +17,7 @@ from ..rollout import Policy
 from .folder import is_free, lock, run_folder
 from .sources import (adapter_folder, as_in_the_run, model_path, problems_of_file,
                                   prompt_options, say_cost, versions)
+from .start import held_out_of
 from .tables import table
 
 # %% ../../nbs/runs/evaluation.ipynb #db3b9999
@@ -92,6 +93,8 @@ def own_set(spec:EvalSpec)->dict:     # problems by the name of their file
             raise ValueError(f"--{told[0]} is about a file or data set of your own: name it with"
                              " --data")
         return {}
+    if spec.data == "held-out":
+        return {"held-out": held_out_of(spec.adapter)}
     name = Path(spec.data).name
     if name in BENCHMARKS:
         name = f"own {name}"

@@ -105,6 +105,9 @@ class RunSpec:
     close_experts: bool | None = None       # an expert that ends in no answer gets its gold
     bits: int | None = None                 # 4, 8, or None for full precision
     lora_rank: int = 16                     # of the adapter
+    val: str | None = None                  # a share of the problems held out, or a file
+    val_split: str | None = None            # of that file, where there are several
+    val_seed: int | None = None             # draws what is held out; None: 0, whatever the run's
 
 # %% ../../nbs/runs/folder.ipynb #fce44eb3
 def run_notes(path)->dict:

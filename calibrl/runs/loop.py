@@ -19,6 +19,7 @@ from .checkpoints import (HASHES, Unreadable, checkpoints, load_checkpoint, prun
                                       save_checkpoint)
 from .logs import LOGS, read_metrics, status, tracking, write_row
 from .report import write_report
+from .validation import Validation, validation_line
 from ..train import make_optimizer, train
 
 # %% ../../nbs/runs/loop.ipynb #2b37f55f
@@ -70,6 +71,8 @@ def resume(policy:Policy, optimizer,
     "Put a run back to its newest readable checkpoint; return the metrics of its steps."
     state = newest_state(policy, optimizer, out/"checkpoints")
 
+    policy.ratio_floor = state.get("ratio_floor")
+
     # the first process cuts, the others wait until it has
     if processes()[0] == 0:
         cut_logs(out, state)
@@ -113,6 +116,7 @@ class Recorder:
     track: Callable = None      # (values, step): sends numbers to a tracker
     bar: object = None          # of tqdm
     saved: int = 0              # steps in the last checkpoint
+    validated: bool = False     # there are validation problems
     shown: float = field(default_factory=time.time)      # when the last report was written
 
     def add(self, row:dict, stop:bool):
@@ -120,20 +124,30 @@ class Recorder:
         record_step(self, row, stop)
 
     def save(self):
-        "Write a checkpoint, with the mean reward since the last one as its score."
+        "Write a checkpoint with its score: accuracy in validation, else mean reward."
         save_state(self)
 
 # %% ../../nbs/runs/loop.ipynb #170d35c6
+def score_now(
+    rows:list,          # metrics of the steps
+    saved:int,          # steps in the last checkpoint
+    validated:bool,     # there are validation problems
+)->float|None:          # None: it cannot be compared with those that have one
+    "Return how good a checkpoint is: accuracy in validation, else mean reward since the last one."
+    if validated:
+        return rows[-1].get("val_accuracy") if rows else None
+    new = rows[saved:]
+    return sum(row["reward"] for row in new)/max(1, len(new))
+
 def save_state(recorder:Recorder):
     "Write a checkpoint of a run; delete older ones."
     cfg, out, rows = recorder.cfg, recorder.out, recorder.rows
     for file in recorder.logs:
         os.fsync(file.fileno())
-    new = rows[recorder.saved:]
-    score = sum(r["reward"] for r in new)/max(1, len(new))
     sizes = {name: file.tell() for name, file in zip(LOGS, recorder.logs, strict=True)}
     save_checkpoint(out/"checkpoints", len(rows), recorder.policy, recorder.optimizer,
-                    score=score, **sizes)
+                    score=score_now(rows, recorder.saved, recorder.validated),
+                    ratio_floor=recorder.policy.ratio_floor, **sizes)
     prune(out/"checkpoints", cfg.keep, len(rows))
     recorder.saved = len(rows)
 
@@ -145,7 +159,10 @@ def record_step(recorder:Recorder, row:dict, stop:bool):
     recorder.track(row, row["step"])
     recorder.bar.set_postfix_str(status(row), refresh=False)
     recorder.bar.update()
-    if stop or len(rows) % cfg.save_every == 0 or len(rows) == cfg.steps:
+    is_validated = "val_accuracy" in row
+    if is_validated:
+        recorder.bar.write(validation_line(row, f"after step {row['step']}"))
+    if stop or is_validated or len(rows) % cfg.save_every == 0 or len(rows) == cfg.steps:
         recorder.save()
     if time.time() - recorder.shown > 60:
         write_report(recorder.out, rows)
@@ -188,10 +205,27 @@ def open_recorder(stack:contextlib.ExitStack, recorder:Recorder, tracker):
     recorder.track = stack.enter_context(sender)
     recorder.bar = stack.enter_context(progress_bar(recorder.cfg, done, first))
 
+# %% ../../nbs/runs/loop.ipynb #818e905d
+def validate_before(recorder:Recorder, validation:Validation|None):
+    "Ask the validation problems before the first step; a run that goes on has been asked."
+    if validation is None or recorder.rows:
+        return
+    figures = validation.ask(recorder.policy, 0)
+    recorder.track(figures, 0)
+    recorder.bar.write(validation_line(figures, "before training"))
+
+def with_figures(steps, policy:Policy, validation:Validation|None):     # generators of rows
+    "Yield the steps of a run, some of them with what validation shows after them."
+    for row in steps:
+        if validation is not None and validation.due(row["step"]):
+            row |= validation.ask(policy, row["step"])
+        yield row
+
 # %% ../../nbs/runs/loop.ipynb #69ece7c1
 def run_in_folder(policy:Policy, problems, cfg:Config,
                   out,              # run folder, claimed by its first process
                   tracker=None,     # a name in `TRACKERS`
+                  held=None,        # problems to validate on
                  )->list:           # the metrics of each step
     "Train with a progress bar, from where the run folder stands; return all its metrics."
     optimizer = make_optimizer(policy, cfg)
@@ -199,10 +233,14 @@ def run_in_folder(policy:Policy, problems, cfg:Config,
     rows = resume(policy, optimizer, out)
     stop = False
     with contextlib.ExitStack() as stack:
-        recorder = Recorder(policy, optimizer, cfg, out, rows, saved=len(rows))
+        recorder = Recorder(policy, optimizer, cfg, out, rows, saved=len(rows),
+                            validated=held is not None)
         open_recorder(stack, recorder, tracker)
         asked = stack.enter_context(asked_to_stop())
+        validation = None if held is None else Validation(held, cfg, out)
+        validate_before(recorder, validation)
         steps = train(policy, problems, cfg, optimizer, tuple(rows))
+        steps = with_figures(steps, policy, validation)
         for row in adapter_if_it_gives_up(steps, policy, out):
             # a signal may reach one process before the others: then all stop
             stop = any(all_gather(bool(asked)))

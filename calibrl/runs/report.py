@@ -6,14 +6,15 @@
 __all__ = []
 
 # %% ../../nbs/runs/report.ipynb #7970fbcc
-import base64, json, math
+import base64, json, math, shlex
 from pathlib import Path
 
 from ..config import Config
 from ..files import finite_or_none, is_number, read_jsonl, write_atomic
 from .logs import read_metrics
 from .folder import read_run
-from .sources import versions
+from .sources import OF_A_FILE, versions
+from .validation import best_step, share_of, start_figures, validation_line
 
 # %% ../../nbs/runs/report.ipynb #05669c48
 CURVES = ("accuracy", "reward", "entropy", "gap", "gated_fraction", "clip_fraction", "approx_kl",
@@ -69,12 +70,54 @@ def write_report(out,          # run folder
     write_atomic(path, page)
     return path
 
-# %% ../../nbs/runs/report.ipynb #9d2f0c16
+# %% ../../nbs/runs/report.ipynb #9d2f0c17
 def mean_of(rows:list, key:str)->float:
     "Return the mean of a metric over the steps that have it; nan where none has."
     found = [row[key] for row in rows if is_number(row.get(key))]
     return sum(found)/len(found) if found else math.nan
 
+# %% ../../nbs/runs/report.ipynb #9d2f0c18
+def kept_as(out, best:dict)->Path:     # metrics of a step
+    "Return where the adapter of a run's best step is: its checkpoint, or the run itself."
+    place = Path(out)/"checkpoints"/f"step-{best['step']}"
+    return place if place.exists() else Path(out)
+
+def next_command(out, rows:list, noted:dict)->str:     # what the run notes
+    "Return the command that examines a run: its best step, on the data that were named."
+    best = best_step(rows)
+    words = ["calibrl", "eval", "--adapter", kept_as(out, best) if best else out]
+    if noted.get("bits"):
+        words += ["--bits", noted["bits"]]
+
+    # what was validated on, else what was trained on
+    data, val = noted.get("data", "geometry"), noted.get("val")
+    if val and share_of(val) is not None:
+        words += ["--data", "held-out"]
+    elif val or data != "geometry":
+        options = {name: noted.get(name) for name in OF_A_FILE if name != "close_experts"}
+        options |= {"split": noted.get("val_split")} if val else {}
+        named = {"data": val or data} | options
+        words += [word for name, value in named.items() if value for word in (f"--{name}", value)]
+    return shlex.join(map(str, words))
+
+# %% ../../nbs/runs/report.ipynb #9d2f0c19
+def say_validation(out, rows:list)->dict:     # for the summary
+    "Print what validation showed before, at best and in the end; return it."
+    best = best_step(rows)
+    if best is None:
+        return {}
+    start = start_figures(out)
+    last = [row for row in rows if "val_accuracy" in row][-1]
+    if start:
+        print(validation_line(start, "before training"))
+    print(validation_line(last, f"after step {last['step']}"))
+    print(f"The best in validation is step {best['step']}: {best['val_accuracy']:.2f}, kept in"
+          f" {kept_as(out, best)}")
+    found = {"start": start, "last": last, "best": best}
+    return {name: values and {k: v for k, v in values.items() if k == "step" or k[:4] == "val_"}
+            for name, values in found.items()}
+
+# %% ../../nbs/runs/report.ipynb #9d2f0c16
 def finish(out, rows:list):
     "Write report and summary of a finished run, and say how it went."
     write_report(out, rows)
@@ -83,10 +126,15 @@ def finish(out, rows:list):
     summary = {"steps": len(rows), "first and last ten steps": ends,
                "seconds": sum(r["seconds"] for r in rows),
                "skipped": sum(bool(r["skipped_updates"]) for r in rows), "versions": versions()}
+    _, noted = read_run(out)
+    validation = say_validation(out, rows)
+    if validation:
+        summary["validation"] = validation
     write_atomic(out/"summary.json", json.dumps(finite_or_none(summary), indent=1))
     if rows:
         accuracy, entropy = ([mean_of(part, key) for part in (rows[:1], rows[-1:])]
                              for key in ("accuracy", "entropy"))
         print(f"accuracy of the samples {accuracy[0]:.2f} at the first step,"
               f" {accuracy[1]:.2f} at the last; entropy {entropy[0]:.3f}, {entropy[1]:.3f}")
-    print(f"Files in {out}, to look at: {out/'report.html'}. Next: calibrl eval --adapter {out}")
+    print(f"Files in {out}, to look at: {out/'report.html'}")
+    print(f"Next: {next_command(out, rows, noted)}")

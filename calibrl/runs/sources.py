@@ -35,13 +35,17 @@ def adapter_folder(path)->Path:
     raise FileNotFoundError(f"no adapter in {str(path)!r}: neither adapter_config.json"
                             " nor adapter/adapter_config.json is there")
 
+def run_around(adapter)->Path|None:
+    "Return the run folder around an adapter, or None."
+    folders = adapter_folder(adapter).absolute().parents[:3]
+    return next((folder for folder in folders if (folder/"config.toml").exists()), None)
+
 def remembered(adapter)->dict:
     "Return the configuration of the run around an adapter, or nothing."
-    for folder in adapter_folder(adapter).absolute().parents[:3]:
-        config = folder/"config.toml"
-        if config.exists():
-            return read_toml(config) | {"run": run_notes(folder)}
-    return {}
+    folder = run_around(adapter)
+    if folder is None:
+        return {}
+    return read_toml(folder/"config.toml") | {"run": run_notes(folder)}
 
 # %% ../../nbs/runs/sources.ipynb #41288187
 def model_path(model, adapter=None):
@@ -167,13 +171,17 @@ def drop_experts(policy,
     return len(bad)
 
 # %% ../../nbs/runs/sources.ipynb #9d2f0c14
-def run_identity(policy, problems, from_adapter:bool)->dict:
-    "Return what a run is made from, by content: base, adapter it begins from, data."
+def run_identity(policy, problems, from_adapter:bool,
+                 held=None,    # problems to validate on
+                )->dict:
+    "Return what a run is made from, by content: base, adapter it begins from, data, validation."
     from calibrl.eval import data_hash, identity
     who = identity(policy)
     if not from_adapter:
         who["adapter"] = None                         # a new one, which the seed decides
     who |= {"data": data_hash(problems), "rows": len(problems)}
+    if held is not None:
+        who |= {"val": data_hash(held), "val_rows": len(held)}
     return {name: value for name, value in who.items() if value is not None}
 
 # %% ../../nbs/runs/sources.ipynb #6d07339a

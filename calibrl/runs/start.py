@@ -7,21 +7,23 @@ __all__ = []
 
 # %% ../../nbs/runs/start.ipynb #4ac9a6bc
 import contextlib, sys
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 
 from ..config import Config, save_config
+from ..eval import data_hash
 from ..files import write_jsonl
 from ..parallel import all_gather, processes, shard_layers
 from ..rollout import Policy, recomputes
 from .checkpoints import checkpoints
-from .folder import RunSpec, claim_run, is_free, other_options, read_run
+from .folder import RunSpec, claim_run, is_free, other_options, read_run, run_notes
 from .launch import join_processes, leave_processes, lost_partner, sharded_dtype
 from .loop import run_in_folder
 from .report import finish
 from .sources import (OF_A_FILE, adapter_folder, check_same, drawn_problems,
                                   drop_experts, model_path, problems_of_file, prompt_options,
-                                  run_identity, say_cost, versions)
+                                  run_around, run_identity, say_cost, versions)
+from .validation import check_val, share_of, validation_problems
 
 # %% ../../nbs/runs/start.ipynb #c24569c8
 @dataclass(frozen=True)
@@ -34,15 +36,16 @@ class Run:
 
     def problems(self, model)->list:
         "Return the problems to train on; `model` is where the base is."
-        return training_problems(self.cfg, self.spec, model)
+        noted = {} if self.state == "new" else run_notes(self.out)
+        return training_problems(self.cfg, self.spec, model, noted)
 
     def policy(self, model, device=None, dtype=None)->Policy:
         "Return the policy to train; with a `dtype` its layers are spread over the processes."
         return load_policy(self.cfg, self.spec, model, device, dtype)
 
-    def note(self, problems:list, policy:Policy):
+    def note(self, problems:list, policy:Policy, held=None):
         "Note in the folder what the run is made from, or compare with what stands there."
-        note_sources(self, problems, policy)
+        note_sources(self, problems, policy, held)
 
 # %% ../../nbs/runs/start.ipynb #78f21b45
 def same_slices(cfg:Config, out, state:str)->Config:
@@ -78,7 +81,17 @@ def leave(path, held):
     held.release()
 
 # %% ../../nbs/runs/start.ipynb #2befc8c7
-def training_problems(cfg:Config, spec:RunSpec, model)->list:
+def drawn_count(cfg:Config, spec:RunSpec, noted:dict)->int:     # what the run notes
+    "Return how many problems are drawn for a run: as many as it can use, or as it began with."
+    who = noted.get("identity", {})
+    if "rows" not in who:
+        return max(1, cfg.steps*cfg.prompts)
+    from_same = spec.val is not None and share_of(spec.val) is not None
+    return who["rows"] + (who.get("val_rows", 0) if from_same else 0)
+
+def training_problems(cfg:Config, spec:RunSpec, model,
+                      noted=(),     # what the run notes, if it is not new
+                     )->list:       # those to validate on among them, where they are a share
     "Return the problems to train on: drawn ones, or those of a file or data set."
     if spec.data != "geometry":
         return problems_of_file(spec, model, **prompt_options(cfg))
@@ -86,7 +99,7 @@ def training_problems(cfg:Config, spec:RunSpec, model)->list:
     if told:
         raise ValueError(f"--{told[0].replace('_', '-')} is about a file or data set: name it with"
                          " --data, without it the embedded world is drawn")
-    return drawn_problems(cfg.seed, max(1, cfg.steps*cfg.prompts))
+    return drawn_problems(cfg.seed, drawn_count(cfg, spec, dict(noted)))
 
 def load_policy(cfg:Config, spec:RunSpec, model, device=None, dtype=None)->Policy:
     "Return the policy of a run; with a `dtype` its layers are spread over the processes."
@@ -106,12 +119,13 @@ def load_policy(cfg:Config, spec:RunSpec, model, device=None, dtype=None)->Polic
 # %% ../../nbs/runs/start.ipynb #9d2f0c15
 def note_sources(run:Run,
                  problems:list,     # with `skipped` where they come from a file
-                 policy:Policy):
+                 policy:Policy,
+                 held=None):        # problems to validate on
     "Note in a run's folder what it is made from, and which rows were left out."
-    who = run_identity(policy, problems, bool(run.spec.adapter))
+    who = run_identity(policy, problems, bool(run.spec.adapter), held)
     if run.state != "new":
         check_same(run.out, who)
-    skipped = getattr(problems, "skipped", None)
+    skipped = [row for some in (problems, held) for row in getattr(some, "skipped", ())]
     if skipped:
         write_jsonl(run.out/"skipped.jsonl", skipped)
     if run.state == "new":
@@ -131,11 +145,11 @@ def say_where(run:Run):
         print(f"calibrl: {'; '.join(changed)}: the last digits may differ", file=sys.stderr)
 
 # %% ../../nbs/runs/start.ipynb #88769f62
-def train_or_say(run:Run, policy:Policy, problems:list, tracker):
+def train_or_say(run:Run, policy:Policy, problems:list, tracker, held=None):
     "Train and report, or raise an error that says how to go on."
     kept = f"what was saved before stays in {run.out}"
     try:
-        rows = run_in_folder(policy, problems, run.cfg, run.out, tracker)
+        rows = run_in_folder(policy, problems, run.cfg, run.out, tracker, held)
         if processes()[0] == 0:
             finish(run.out, rows)
     except OSError as e:
@@ -153,21 +167,23 @@ def train_run(run:Run, device, dtype, tracker):
     "Load what a run is made from, train, report."
     model = model_path(run.spec.model, run.spec.adapter)
     problems = run.problems(model)
+    held = validation_problems(run.spec, problems, model, **prompt_options(run.cfg))
     policy = run.policy(model, device, dtype)
     drop_experts(policy, problems, run.spec.on_bad)
 
     # the others wait until the first has compared what it is made from
     if processes()[0] == 0:
-        run.note(problems, policy)
+        run.note(problems, policy, held)
         print(policy.about)
         say_cost(policy)
     all_gather(None)
-    train_or_say(run, policy, problems, tracker)
+    train_or_say(run, policy, problems, tracker, held)
 
 def start(out, cfg:Config, spec:RunSpec,
           tracker=None,     # a name in `calibrl.runs.logs.TRACKERS`
          ):
     "Find the run folder, load what is needed, train, report."
+    check_val(spec)
     device = join_processes()
     dtype = sharded_dtype(spec.bits)
     with open_run(out, cfg, spec) as run:
@@ -177,3 +193,22 @@ def start(out, cfg:Config, spec:RunSpec,
         else:
             train_run(run, device, dtype, tracker)
     leave_processes()
+
+# %% ../../nbs/runs/start.ipynb #b04934b1
+def held_out_of(
+    adapter,      # adapter, checkpoint or run folder
+)->list:
+    "Return what the run around an adapter validated on, or raise ValueError."
+    folder = run_around(adapter) if adapter else None
+    cfg, noted = read_run(folder) if folder else (None, {})
+    if noted.get("val") is None:
+        raise ValueError("--data held-out is what the run of --adapter validated on, and there is"
+                         " no such run: name a file")
+    spec = RunSpec(**{f.name: noted[f.name] for f in fields(RunSpec) if f.name in noted})
+    model = model_path(spec.model)
+    found = training_problems(cfg, spec, model, noted)
+    held = validation_problems(spec, found, model, **prompt_options(cfg))
+    if data_hash(held) != noted.get("identity", {}).get("val"):
+        raise ValueError(f"what {folder} validated on has changed since: put the data back as they"
+                         " were, or name a file")
+    return held
