@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from calibrl.draws import by_row, write
 from calibrl.engine import PER_TOKEN, head_logps, laid_out, logit_logps
 from calibrl.masks import pictures_seen, token_types
+from calibrl.memory import seen_in
 
 # %% ../nbs/01e_plain.ipynb #12bfa280
 def repeated(prompt:dict,    # what `encode` made of a problem
@@ -69,8 +70,10 @@ def plain_group(policy,
     ids, mask = laid_out([group], policy.eos_ids[0], T)
     ids = ids[0].to(policy.device)
     mask = mask[0].to(policy.device)
-    inputs = {key: value.to(policy.device) for key, value in repeated(prompt, len(ids)).items()}
-    inputs = followed(inputs, ids, policy.base.config.model_type)
+    seen = seen_in(policy, [prompt]*len(ids))
+    inputs = {key: value.to(policy.device) for key, value in repeated(prompt, len(ids)).items()
+              if not (seen and key == "pixel_values")}
+    inputs = followed(inputs | seen, ids, policy.base.config.model_type)
 
     # Before each token stands the state that it was drawn from
     states, _ = last_states(policy, inputs, ids.shape[1] + 1, use_cache=False)

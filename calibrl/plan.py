@@ -17,10 +17,12 @@ import numpy as np
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from .base import (
-    FULL_PRECISION, add_adapter, model_config, model_processor, recompute_activations, recomputes)
+from calibrl.base import (
+    FULL_PRECISION, add_adapter, base_of, model_config, model_processor, recompute_activations,
+    recomputes)
 from .draws import AT_ONCE
 from .engine import head_logps, register_attention
+from .memory import takes_seen
 from .policy import Policy
 from .prompts import NO_LIMITS, check_pixels, prompter
 from .rollout import rollout
@@ -448,7 +450,12 @@ def step_flops(model,                          # from `on_paper`
     # Forward, backward, recomputed; the adapter's gradient; attention's backward half more
     passes = 3 if gradient_checkpointing else 2
     update = passes*forward(ran.new, ran.new_pairs) + 2*sizes.adapter*ran.new
-    update = update + .5*attention*ran.new_pairs + 2*head*ran.write + look
+    update = update + .5*attention*ran.new_pairs + 2*head*ran.write
+
+    # What was seen while sampling is kept, if the model can be given it
+    base = base_of(model)
+    if not (shared and takes_seen(base.model, base)):
+        update += look
     return {"sampling": sampling, "update": update, "tokens": ran.read + ran.write + ran.new}
 
 # %% ../nbs/04a_plan.ipynb #71759e13

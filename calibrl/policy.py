@@ -19,6 +19,7 @@ from .draws import by_row, drawer, pick, write
 from calibrl.engine import (
     SharedPrompts, attend_by, collate, encode, own_attention, pack, register_attention,
     wide_product)
+from .memory import remembering, seen_in
 from .masks import is_plainly_causal, model_masks, pictures_seen, token_types
 from .plain_rows import plain_logps, plain_samples, token_scores
 from .prompts import USUAL, continued, limit_pixels, opening, pixels_of, wording
@@ -112,6 +113,7 @@ class Policy:
         self.ratio_floor = None    # measured where it is first asked for, see `ratio_floor`
         self.words = USUAL         # around each problem
         self.pixels = None         # limits of a picture, where they were set
+        self.memory = None         # in a step what was seen in it, see `remembering`
 
         # How rows are run, and what is known of the head: found out by trying
         settle(self, rows, MODELS)
@@ -174,7 +176,12 @@ class Policy:
 
     def prompt(self, problem)->dict:      # what `encode` makes of it
         "Return the prompt of one problem, in this policy's words."
-        return encode(self.processor, problem, self.words)
+        make = partial(encode, self.processor, words=self.words)
+        return self.memory.prompt(problem, make) if self.memory else make(problem)
+
+    def remembering(self):
+        "Return a context, for one step, in which prompts are made and pictures encoded once."
+        return remembering(self)
 
     def prompts(self,
                 problems:list,     # B problems, or what `encode` made of them
@@ -273,11 +280,14 @@ def prompt_batch(policy:Policy, problems:list, P=0)->tuple:
     "Return what `Policy.prompts` says."
     encoded = [problem if isinstance(problem, dict) else policy.prompt(problem)
                for problem in problems]
+    seen = seen_in(policy, encoded)
     inputs = collate(encoded, [[]]*len(problems), policy.pad_id, P)
+    if seen:
+        inputs.pop("pixel_values", None)
     inputs = {key: value.to(policy.device) for key, value in inputs.items()}
     positions = position_ids(policy.core, inputs)
     last = positions.amax(1) if positions.ndim == 2 else positions.amax((0, 2))
-    return inputs | {"position_ids": positions}, last + 1
+    return inputs | seen | {"position_ids": positions}, last + 1
 
 # %% ../nbs/01b_policy.ipynb #5046adca
 def packed_batch(policy:Policy, problems:list, groups:list, P=0, T=0)->tuple:

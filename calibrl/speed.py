@@ -23,8 +23,7 @@ from statistics import median
 import torch
 
 from .files import write_atomic
-from .rollout import (LORA_TARGETS, Policy, add_adapter, collate, encode, head_logps,
-                             rollout)
+from .rollout import Policy, add_adapter, collate, encode, head_logps, rollout
 from .tasks import INSTRUCTION, Problem
 from .train import Config, end_with, train_step
 
@@ -111,38 +110,51 @@ def bench_processor(
                                   chat_template=TEMPLATE)
 
 # %% ../nbs/07_speed.ipynb #5a0d7007
+def qwen_config(
+    processor,  # for its tokens
+    text:dict,  # sizes of the language model
+    vision:dict,  # sizes of the vision tower
+):  # a configuration of transformers
+    "Return the shape of a Qwen2.5-VL"
+    import transformers as hf
+    names = ("vision_start_token_id", "vision_end_token_id", "image_token_id", "video_token_id")
+    ids = dict(zip(names, processor.tokenizer.convert_tokens_to_ids(MARKS[1:]), strict=True))
+
+    # A quarter of the angles of a head are for time, the rest for height and width
+    angles = text["hidden_size"]//text["num_attention_heads"]//2
+    sections = [angles//4, 3*angles//8, 3*angles//8]
+    rope = {"rope_type": "default", "rope_theta": 1e6, "mrope_section": sections}
+    text = text | dict(
+        vocab_size=len(processor.tokenizer), max_position_embeddings=8192, eos_token_id=2,
+        pad_token_id=1, bos_token_id=None, rope_parameters=rope)
+    vision = vision | dict(out_hidden_size=text["hidden_size"], patch_size=14, window_size=112)
+    return hf.Qwen2_5_VLConfig(text_config=text, vision_config=vision, **ids)
+
 def bench_config(
     processor,  # for its tokens
     width,  # hidden size, a multiple of 64
     layers,
 ):  # a configuration of transformers
     "Return the shape of a small Qwen2.5-VL"
-    import transformers as hf
-    names = ("vision_start_token_id", "vision_end_token_id", "image_token_id", "video_token_id")
-    ids = dict(zip(names, processor.tokenizer.convert_tokens_to_ids(MARKS[1:]), strict=True))
-    rope = {"rope_type": "default", "rope_theta": 1e6, "mrope_section": [8, 12, 12]}
     text = dict(
         hidden_size=width, intermediate_size=width*11//4, num_hidden_layers=layers,
-        num_attention_heads=width//64, num_key_value_heads=max(1, width//256),
-        vocab_size=len(processor.tokenizer), max_position_embeddings=8192, eos_token_id=2,
-        pad_token_id=1, bos_token_id=None, rope_parameters=rope)
+        num_attention_heads=width//64, num_key_value_heads=max(1, width//256))
     vision = dict(
         depth=3, hidden_size=width//2, intermediate_size=width*3//2, num_heads=4,
-        out_hidden_size=width, patch_size=14, window_size=112, fullatt_block_indexes=[2])
-    return hf.Qwen2_5_VLConfig(text_config=text, vision_config=vision, **ids)
+        fullatt_block_indexes=[2])
+    return qwen_config(processor, text, vision)
 
 # %% ../nbs/07_speed.ipynb #d4e7d82d
-def bench_model(
-    processor,  # for its tokens
-    width=512,  # hidden size, a multiple of 64
-    layers=4,
-):  # a frozen model of transformers, in fp32
-    "Return a Qwen2.5-VL with random weights"
-    import transformers as hf
-    config = bench_config(processor, width, layers)
-    with torch.random.fork_rng():
+def random_model(
+    config,
+    device="cpu",
+    dtype=torch.float32,
+):  # a frozen model of transformers
+    "Return a model with random weights that hardly ever ends a response"
+    from transformers import AutoModelForImageTextToText
+    with torch.random.fork_rng(), torch.device(device):
         torch.manual_seed(0)
-        model = hf.Qwen2_5_VLForConditionalGeneration(config)
+        model = AutoModelForImageTextToText.from_config(config, dtype=dtype)
     model = model.requires_grad_(False).eval()
 
     # <|im_end|> gets about 5 chances in a million.
@@ -150,6 +162,14 @@ def bench_model(
     model.generation_config.eos_token_id = 2
     model.generation_config.pad_token_id = 1
     return model
+
+def bench_model(
+    processor,  # for its tokens
+    width=512,  # hidden size, a multiple of 64
+    layers=4,
+):  # a frozen model of transformers, in fp32
+    "Return a small Qwen2.5-VL with random weights"
+    return random_model(bench_config(processor, width, layers))
 
 # %% ../nbs/07_speed.ipynb #aa65981c
 def trained(model):
@@ -293,6 +313,7 @@ def generate(
         rows += [encode(policy.processor, problem)]*G
     never = policy.no_chance.nonzero()[:, 0].tolist()
     inputs = collate(rows, [[]]*len(rows), policy.pad_id)
+    inputs = {name: value.to(peer.device) for name, value in inputs.items()}
     with torch.no_grad():
         return peer.generate(**inputs, do_sample=True, temperature=1.0, top_k=0, top_p=1.0,
                              max_new_tokens=L, suppress_tokens=never)
@@ -418,12 +439,35 @@ class StepSize:
     layers: int = 4
     split: bool = False  # one group in each pass, whatever its size
 
+    @property
+    def config(self)->Config:
+        "Return the settings of the step, of ours"
+        passes = {"micro_tokens": 1} if self.split else {}
+        return Config(prompts=self.prompts, responses=self.responses, mini_batches=1, lr=1e-5,
+                      max_new_tokens=self.max_new_tokens, **passes)
+
     def problems(self, processor, P):
         "Return problems with prompts of P tokens"
         seeds = range(self.prompts)
         return [bench_problem(processor, P, self.max_new_tokens, seed) for seed in seeds]
 
 # %% ../nbs/07_speed.ipynb #e678e006
+def step_in_halves(
+    policy,
+    optimizer,
+    problems,
+    cfg,
+    seed,
+    noted=lambda name, work: work(),  # called with each half's name and the work
+)->dict:  # metrics
+    "Make one step: sampling with its scores, then the update"
+    # Random weights solve nothing, and equal rewards would teach nothing: rewards are random.
+    with policy.remembering():
+        ro = noted("sampling", lambda: rollout(
+            policy, problems, cfg.responses, cfg.temperature, cfg.max_new_tokens, seed))
+        ro.rewards = torch.rand(len(ro.rewards)).to(ro.rewards)
+        return noted("update", lambda: train_step(policy, optimizer, ro, cfg))
+
 def our_step(
     P,  # tokens of each prompt
     **size,  # of `StepSize`
@@ -433,31 +477,22 @@ def our_step(
     processor = bench_processor()
     policy = Policy(add_adapter(bench_model(processor, size.width, size.layers)), processor)
     problems = size.problems(processor, P)
-    passes = {"micro_tokens": 1} if size.split else {}
-    cfg = Config(prompts=size.prompts, responses=size.responses, mini_batches=1, lr=1e-5,
-                 max_new_tokens=size.max_new_tokens, **passes)
-    optimizer = torch.optim.AdamW(policy.trainable, lr=cfg.lr)
+    optimizer = torch.optim.AdamW(policy.trainable, lr=size.config.lr)
     seeds = iter(range(10**9))
-
-    # Random weights solve nothing, and equal rewards would teach nothing: rewards are random.
-    def step():
-        ro = rollout(policy, problems, cfg.responses, cfg.temperature, cfg.max_new_tokens,
-                     seed=next(seeds))
-        ro.rewards = torch.rand(len(ro.rewards))
-        return train_step(policy, optimizer, ro, cfg)
-
-    return step
+    return lambda: step_in_halves(policy, optimizer, problems, size.config, next(seeds))
 
 # %% ../nbs/07_speed.ipynb #7db503f3
 def trl_settings(
     processor,
     steps,
     size,  # a `StepSize`
+    device="cpu",
 ):  # a GRPOConfig of TRL
     "Return the settings under which TRL does the same step"
     from trl import GRPOConfig
     never = [i for i in processor.tokenizer.all_special_ids if i != 2]
     rows = size.prompts*size.responses
+    on_cpu = device == "cpu"
     return GRPOConfig(
         output_dir=str(Path(tempfile.gettempdir())/"calibrl-bench"),
 
@@ -468,16 +503,21 @@ def trl_settings(
         max_steps=steps, learning_rate=1e-5, beta=0.0,
         temperature=1.0, top_p=1.0, top_k=0, generation_kwargs=dict(suppress_tokens=never),
 
-        # One core in fp32, nothing recomputed, nothing written.
-        bf16=False, use_cpu=True, gradient_checkpointing=False, shuffle_dataset=False,
+        # One core in fp32, nothing recomputed; a GPU as ours. Nothing is written.
+        bf16=not on_cpu, use_cpu=on_cpu, gradient_checkpointing=not on_cpu, shuffle_dataset=False,
         dataloader_pin_memory=False, report_to=[], logging_strategy="no", save_strategy="no",
         disable_tqdm=True)
 
 # %% ../nbs/07_speed.ipynb #5a0d702a
+def reward_by_chance(completions, **columns)->list:
+    "Return random rewards, as TRL asks for them"
+    return torch.rand(len(completions)).tolist()
+
 def trl_trainer(
     P,  # tokens of each prompt
     steps,
     callbacks=(),
+    peer=None,  # a peft model on its device, and its processor; default: made anew on the CPU
     **size,  # of `StepSize`
 ):  # a GRPOTrainer
     "Return TRL's trainer set up for the same steps as `our_step`, or raise ValueError"
@@ -487,22 +527,20 @@ def trl_trainer(
     except ImportError:
         raise ValueError("the comparison with TRL needs it: pip install 'trl==1.16.*' "
                          "(or leave it out: --only prefix, sample or head)") from None
-    from peft import LoraConfig
     size = StepSize(**size)
-    processor = bench_processor()
+    if peer is None:
+        processor = bench_processor()
+        peer = (add_adapter(bench_model(processor, size.width, size.layers)), processor)
+    model, processor = peer
     rows = []
     for problem in size.problems(processor, P):
         message = dict(role="user", content=f"{problem.question}\n{INSTRUCTION}")
         rows.append(dict(prompt=[message], image=problem.images[0]))
-    def reward(completions, **columns):
-        return torch.rand(len(completions)).tolist()
-
     return GRPOTrainer(
-        model=bench_model(processor, size.width, size.layers), reward_funcs=reward,
-        args=trl_settings(processor, steps, size), train_dataset=Dataset.from_list(rows),
-        processing_class=processor, callbacks=list(callbacks),
-        peft_config=LoraConfig(r=16, lora_alpha=32, target_modules=LORA_TARGETS,
-                               task_type="CAUSAL_LM"))
+        model=model, reward_funcs=reward_by_chance,
+        args=trl_settings(processor, steps, size, model.device.type),
+        train_dataset=Dataset.from_list(rows), processing_class=processor,
+        callbacks=list(callbacks))
 
 # %% ../nbs/07_speed.ipynb #07a1dc9f
 def silent():

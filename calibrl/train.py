@@ -223,13 +223,13 @@ def one_step(policy:Policy, optimizer, stream, cfg:Config, step:int)->dict:
 
     def draw(k=0):
         return sample_step(policy, next(stream), cfg, step, k)
-    ro, drawn = refill(draw(), draw, cfg)       # one draw, but for some other methods
-    metrics = train_step(policy, optimizer, ro, cfg) if is_finite(ro) else skipped_step(ro)
+    with policy.remembering():
+        ro, drawn = refill(draw(), draw, cfg)   # one draw, but for some other methods
+        metrics = train_step(policy, optimizer, ro, cfg) if is_finite(ro) else skipped_step(ro)
     check_agreement(policy, ro, cfg, step, metrics["first_ratio_error"])
 
     # what the whole run is told, all processes together
-    metrics["groups_drawn"] = drawn
-    metrics["gap"] = metrics.pop("gap_mean")
+    metrics |= {"groups_drawn": drawn, "gap": metrics.pop("gap_mean")}
     metrics["verifier_kills"] = sum(all_gather(verifier_stats()["killed"] - kills))
     row = {"step": step, **metrics, "seconds": time.perf_counter() - start}
     return row | samples_to_read(ro, cfg, step, bool(metrics["skipped_updates"]))

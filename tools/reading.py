@@ -50,7 +50,7 @@ LEFT_OUT = {
     "numbers that break": ["is_finite", "skipped_step", "propagate_nan", "diagnosis"],
     "before the first step": ["prepare"],
     "the alarm before an update": ["check_agreement"],
-    "memory for time": ["recompute_activations"],
+    "memory for time": ["recompute_activations", "Policy.remembering", "remembering", "seen_in"],
     "rows of models that cannot be packed, and what only some families have": [
         "sample_plainly", "plain_logps", "logit_logps", "attend_by", "laid_out", "with_sink",
         "attend_windows"],
