@@ -190,20 +190,20 @@ def check_agreement(policy:Policy,
                     cfg:Config,
                     step:int,
                     error:float,    # mean |ratio - 1| before any update of the step
-                   ):
+                   )->float|None:   # the limit; None until the floor has had to be measured
     "Raise where sampling and scoring differ by more than four times the model's floor and 1e-4."
     def bound():
         return 4*(policy.ratio_floor or 0.) + 1e-4
     if not error > bound():
-        return
+        return None if policy.ratio_floor is None else bound()
 
     # only now is the floor needed, and it may have grown since it was measured
     policy.ratio_floor = all_gather(ratio_floor(policy, ro, cfg.temperature))[0]
     if error > bound():
-        raise RuntimeError(f"step {step}: new and old log-probabilities differ before any update:"
-                           f" first_ratio_error = {error:.1e}, where rounding explains"
-                           f" {policy.ratio_floor:.1e}: sampling and scoring do not agree for"
-                           f" this model; its own forward pass {own_side(policy, ro, cfg)}")
+        raise RuntimeError(f"step {step}: first_ratio_error = {error:.1e} before any update, where"
+                           f" rounding explains {policy.ratio_floor:.1e}: sampling and scoring do"
+                           f" not agree for this model; its own pass {own_side(policy, ro, cfg)}")
+    return bound()
 
 # %% ../nbs/02_train.ipynb #0575eb61
 def own_side(policy:Policy, ro:Rollouts, cfg:Config)->str:
@@ -226,7 +226,7 @@ def one_step(policy:Policy, optimizer, stream, cfg:Config, step:int)->dict:
     with policy.remembering():
         ro, drawn = refill(draw(), draw, cfg)   # one draw, but for some other methods
         metrics = train_step(policy, optimizer, ro, cfg) if is_finite(ro) else skipped_step(ro)
-    check_agreement(policy, ro, cfg, step, metrics["first_ratio_error"])
+    metrics["ratio_limit"] = check_agreement(policy, ro, cfg, step, metrics["first_ratio_error"])
 
     # what the whole run is told, all processes together
     metrics |= {"groups_drawn": drawn, "gap": metrics.pop("gap_mean")}

@@ -48,30 +48,21 @@ def read_metrics(out)->list:     # run folder
     return rows
 
 # %% ../../nbs/runs/logs.ipynb #fbe01396
-STATUS = {     # label -> (metric, format)
-    "reward": ("reward", "{:.2f}"),
-    "accuracy": ("accuracy", "{:.2f}"),
-    "entropy": ("entropy", "{:.2f}"),
-    "gap": ("gap", "{:+.2f}"),
-    "gated": ("gated_fraction", "{:.0%}"),
-    "clip": ("clip_fraction", "{:.1%}"),
-    "kl": ("approx_kl", "{:.0e}"),
-    "length": ("length", "{:.0f}"),
-    "grad": ("grad_norm", "{:.2f}"),
-    "tokens/s": ("tokens/s", "{:.0f}"),
-    "kills": ("verifier_kills", "{:.0f}"),
-    "skipped": ("skipped_updates", "{:.0f}")}
+STATUS = {     # metric -> how the bar says it, in full and in short
+    "accuracy": ("accuracy {:.2f}", "acc {:.2f}"),
+    "entropy": ("entropy {:.2f}", "ent {:.2f}"),
+    "silent_groups": ("silent {:.0%}", "silent {:.0%}"),
+    "truncated": ("truncated {:.0%}", "cut {:.0%}"),
+    "val_accuracy": ("validation {:.2f}", "val {:.2f}")}
 
-def status(row:dict)->str:
-    "Return what the progress bar says of a step."
-    row = row | {"tokens/s": row["tokens"]/row["seconds"]}
-    texts = []
-    for label, (metric, form) in STATUS.items():
-        value = row.get(metric)
-        quiet = label in ("kills", "skipped") and not value
-        if value is not None and not quiet:
-            texts.append(f"{label} {form.format(value)}")
-    return ", ".join(texts)
+def status(
+    row:dict,     # metrics of a step
+    room:int,     # characters
+)->str:
+    "Return what the progress bar says of a step, in short where there is no room for more."
+    said = {key: forms for key, forms in STATUS.items() if is_number(row.get(key))}
+    full, short = [[forms[i].format(row[key]) for key, forms in said.items()] for i in (0, 1)]
+    return ", ".join(full) if len(", ".join(full)) <= room else " ".join(short)
 
 # %% ../../nbs/runs/logs.ipynb #eae5c3c2
 TRACKERS = {     # name -> packages, any of which will do

@@ -6,7 +6,7 @@
 __all__ = []
 
 # %% ../../nbs/runs/loop.ipynb #5370c182
-import contextlib, os, signal, sys, threading, time
+import contextlib, os, shutil, signal, sys, threading, time
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Callable
@@ -20,6 +20,7 @@ from .checkpoints import (HASHES, Unreadable, checkpoints, load_checkpoint, prun
 from .logs import LOGS, read_metrics, status, tracking, write_row
 from .report import write_report
 from .validation import Validation, validation_line
+from .watch import first_signs, signs_at, wrapped
 from ..train import make_optimizer, train
 
 # %% ../../nbs/runs/loop.ipynb #2b37f55f
@@ -117,6 +118,7 @@ class Recorder:
     bar: object = None          # of tqdm
     saved: int = 0              # steps in the last checkpoint
     validated: bool = False     # there are validation problems
+    said: set = field(default_factory=set)               # names of the signs that were said
     shown: float = field(default_factory=time.time)      # when the last report was written
 
     def add(self, row:dict, stop:bool):
@@ -157,11 +159,11 @@ def record_step(recorder:Recorder, row:dict, stop:bool):
     rows, cfg = recorder.rows, recorder.cfg
     rows.append(write_row(recorder.out, recorder.logs, row))
     recorder.track(row, row["step"])
-    recorder.bar.set_postfix_str(status(row), refresh=False)
-    recorder.bar.update()
     is_validated = "val_accuracy" in row
+    show_step(recorder.bar, rows)
     if is_validated:
         recorder.bar.write(validation_line(row, f"after step {row['step']}"))
+    warn_once(recorder)
     if stop or is_validated or len(rows) % cfg.save_every == 0 or len(rows) == cfg.steps:
         recorder.save()
     if time.time() - recorder.shown > 60:
@@ -185,11 +187,31 @@ def adapter_if_it_gives_up(steps, policy:Policy, out):     # generator of rows
 
 # %% ../../nbs/runs/loop.ipynb #2164382c
 def progress_bar(cfg:Config, done:int, shown:bool):
-    "Return a bar of tqdm, quick on a terminal and slow in a log file."
+    "Return a bar of at most 80 columns, quick on a terminal and slow in a log file."
     from tqdm.auto import tqdm
     interval = .1 if sys.stderr.isatty() else 15
-    return tqdm(total=cfg.steps, initial=done, desc=cfg.method, unit="step", disable=not shown,
-                mininterval=interval)
+    width = min(80, shutil.get_terminal_size().columns) - 1
+    return tqdm(total=cfg.steps, initial=done, disable=not shown, mininterval=interval,
+                ncols=width, bar_format=CLOCKS.replace("  ", " {bar} ") + "{postfix}")
+
+CLOCKS = "{n_fmt}/{total_fmt}  {elapsed}<{remaining}"     # and between them the bar
+
+def show_step(bar, rows:list):     # metrics of the steps up to now
+    "Move the bar on, with what it has room to say of the last step and the last validation."
+    known = bar.format_dict | {"bar_format": CLOCKS, "postfix": None, "ncols": None}
+    room = (bar.ncols or 79) - len(bar.format_meter(**known)) - len(" |  |, ")
+    asked = [row["val_accuracy"] for row in rows if "val_accuracy" in row]
+    latest = {"val_accuracy": asked[-1]} if asked else {}
+    bar.set_postfix_str(status(latest | rows[-1], room), refresh=False)
+    bar.update()
+
+def warn_once(recorder:Recorder):
+    "Say each sign that nothing is being learned, the first time it shows."
+    step = recorder.rows[-1]["step"]
+    for name, text in signs_at(recorder.rows).items():
+        if name not in recorder.said:
+            recorder.said.add(name)
+            recorder.bar.write(wrapped(step, text), file=sys.stderr)
 
 # %% ../../nbs/runs/loop.ipynb #818e905b
 def open_recorder(stack:contextlib.ExitStack, recorder:Recorder, tracker):
@@ -234,7 +256,7 @@ def run_in_folder(policy:Policy, problems, cfg:Config,
     stop = False
     with contextlib.ExitStack() as stack:
         recorder = Recorder(policy, optimizer, cfg, out, rows, saved=len(rows),
-                            validated=held is not None)
+                            validated=held is not None, said=set(first_signs(rows)))
         open_recorder(stack, recorder, tracker)
         asked = stack.enter_context(asked_to_stop())
         validation = None if held is None else Validation(held, cfg, out)
