@@ -48,6 +48,9 @@ def train(
     on_bad:str=None,
     # a longer prompt cannot be used; counted before the start (default: no limit, no count)
     max_prompt_tokens:int=None,
+    # FILE.py:FUNCTION of yours that judges a response, called with (response, answer, **columns):
+    # returns whether it is right, or (right, reward) (default: the verifier)
+    reward:str=None,
     # close an expert that ends in no answer with its gold, in tags (default: leave it open)
     close_experts:bool=None,
     # problems to validate on: a share such as 0.1, held out and never trained on, or a file, read
@@ -188,6 +191,8 @@ def evaluate(
     # packed (prompts run once a group), plain (once an answer), or auto: whichever is right
     rows:str="auto",
     lenient:bool=False,      # read boxes and "the answer is" where a model writes no answer tags
+    # FILE.py:FUNCTION of yours that judges each answer, as in train (default: each set's rule)
+    reward:str=None,
     # folder of another evaluation to compare with, problem by problem
     against:str=None,
     lmms:bool=False,         # also write lmms-eval sample logs
@@ -317,7 +322,7 @@ def make_parser(name:str)->Parser:     # of a command in `COMMANDS`
 # %% ../nbs/06_cli.ipynb #4a221130
 def near(word:str, known)->str:
     "Return a question about the known word that is nearest, or nothing."
-    found = difflib.get_close_matches(word, known, 1)
+    found = difflib.get_close_matches(word, known, 1, .7)
     return f": did you mean {found[0]}?" if found else ""
 
 def no_option(name:str, word:str)->str:     # a command in `COMMANDS`, a word that is too much

@@ -8,13 +8,14 @@ __all__ = ['Rollouts', 'rollout']
 # %% ../nbs/01_rollout.ipynb #e91b1918
 from contextlib import nullcontext
 from dataclasses import dataclass, fields, replace
+from typing import Callable
 
 import torch
 import torch.nn.functional as F
 
 from .policy import Policy
 from .prompts import continued
-from .tasks import score
+from .tasks import verify
 
 # %% ../nbs/01_rollout.ipynb #18439ebb
 # What others take from here, although it lives in a room of its own
@@ -44,6 +45,7 @@ class Rollouts:
     truncated: torch.Tensor      # (rows,) bool: no EOS within the limit
     from_expert: torch.Tensor    # (rows,) bool: the expert's own answer, from `with_experts`
     prompt_tokens: list          # rows lengths of the prompts
+    judge: Callable = verify     # (texts, problems) -> scores: who judged, and judges experts
 
     @classmethod
     def from_scores(cls, scores:list, **known):    # rows verdicts, all other fields
@@ -72,7 +74,7 @@ class Rollouts:
 def row_fields()->list:
     "Return the names of what `Rollouts` has of each row."
     names = [field.name for field in fields(Rollouts)]
-    return [name for name in names if name not in ("problems", "n")]
+    return [name for name in names if name not in ("problems", "n", "judge")]
 
 def pick_rows(values, rows:list):    # a tensor or a list, indices
     "Return some rows of a tensor or a list."
@@ -94,6 +96,7 @@ def rollout(policy:Policy,
             temperature=1.0,
             max_new_tokens=64,     # responses that reach it are truncated
             seed=0,
+            judge=verify,          # (texts, problems) -> scores
            )->Rollouts:
     """Return a group of responses to each problem, scored, with log-probabilities.
 
@@ -107,15 +110,14 @@ def rollout(policy:Policy,
                         experts=[p.expert for p in problems])
     texts = [policy.decode(response) for response in out.ids]
     asked = [p for p in problems for _ in range(n)]
-    scores = [score(policy.opening + text, *p.judged_by)
-              for text, p in zip(texts, asked, strict=True)]
+    scores = judge([policy.opening + text for text in texts], asked)
 
     # A gap over whole sequences needs all of the expert, so the widest of both counts
     T = max(out.logp.shape[1], out.expert_logp.shape[1])
     expert_mask = widen(out.expert_mask, T).repeat_interleave(n, 0)
     truncated = expert_mask.new_tensor([ids[-1] not in policy.eos_ids for ids in out.ids])
     return Rollouts.from_scores(
-        scores, problems=problems, n=n, responses=out.ids, texts=texts,
+        scores, problems=problems, n=n, responses=out.ids, texts=texts, judge=judge,
         mask=widen(out.mask, T), old_logp=widen(out.logp, T),
         expert_logp=widen(out.expert_logp, T).repeat_interleave(n, 0), expert_mask=expert_mask,
         entropy=widen(out.entropy, T), has_expert=expert_mask.any(1), truncated=truncated,
@@ -157,7 +159,7 @@ def stack(parts:list,    # `Rollouts` with equal group size
     joined = {}
     for name in ("problems", *row_fields()):
         joined[name] = join([getattr(part, name) for part in parts], T)
-    return Rollouts(n=parts[0].n, **joined)
+    return Rollouts(n=parts[0].n, judge=parts[0].judge, **joined)
 
 # %% ../nbs/01_rollout.ipynb #428d1757
 def join(values:list,    # lists, or tensors (rows,) or (rows, t)
@@ -174,15 +176,14 @@ def expert_rows(policy:Policy,
                )->Rollouts:    # groups of one
     "Return the experts' own answers as rows, with the log-probabilities taken while sampling."
     texts = [continued(p.expert or "", policy.opening) for p in ro.problems]
-    scores = [score(policy.opening + text, *p.judged_by)
-              for text, p in zip(texts, ro.problems, strict=True)]
+    scores = ro.judge([policy.opening + text for text in texts], ro.problems)
     first = torch.arange(len(ro.problems))*ro.n
     logp, mask = ro.expert_logp[first], ro.expert_mask[first]
 
     # A row of an expert has no expert beside it and no entropy
     none = torch.zeros(len(texts), dtype=torch.bool, device=ro.mask.device)
     return Rollouts.from_scores(
-        scores, problems=ro.problems, n=1, texts=texts,
+        scores, problems=ro.problems, n=1, texts=texts, judge=ro.judge,
         responses=[policy.tokens(text) if text else [] for text in texts],
         mask=mask, old_logp=logp, expert_logp=logp*0, expert_mask=mask & False, entropy=logp*0,
         has_expert=none, truncated=none, from_expert=~none, prompt_tokens=ro.prompt_tokens[::ro.n])

@@ -117,10 +117,12 @@ class Score:
     formatted: bool # one think block, then one answer block, nothing else around
     answer: str | None = None # the text that was judged, None if there is none
     how: str = "" # the tier that decided and why: "tags: ...", "rules: ...", "judge: ..."
+    reward: float | None = None # as a reward of one's own says; None: the usual one
     total: float = field(init=False, default=0.) # reward, as in the authors' src/reward_score
 
     def __post_init__(self):
         total = float(self.correct) + 0.1 * float(self.formatted)
+        total = total if self.reward is None else self.reward
         object.__setattr__(self, "total", total)
 
 # %% ../nbs/00a_tasks.ipynb #1a86ed33
@@ -174,6 +176,14 @@ def score(
     return Score(bool(correct), formatted, None if text is None else text[:MAX_CHARS], how)
 
 # %% ../nbs/00a_tasks.ipynb #17701512
+def verify(
+    texts:list, # responses
+    problems:list, # one for each of them
+)->list: # a `Score` each
+    "Return the verifier's verdicts: the reward of a run that brings none of its own."
+    return [score(text, *problem.judged_by)
+        for text, problem in zip(texts, problems, strict=True)]
+
 def start_judge(
     problems:list, # that will be answered
 ):

@@ -23,7 +23,7 @@ from .records import diagnosis, is_finite, propagate_nan, samples_to_read
 from .rollout import (Policy, Rollouts, ratio_floor, recompute_activations,
                              rollout, stack)
 from .selfcheck import mean_gap, own_group
-from .tasks import start_judge, verifier_stats
+from .tasks import start_judge, verifier_stats, verify
 
 # what others take from here
 from .config import PRESETS, load_config, save_config  # noqa: F401
@@ -169,20 +169,20 @@ def batches(problems:list, size:int, seed:int=0):    # generator of lists of `si
 def sample_step(policy:Policy,
                 problems:list,    # of this step
                 cfg:Config,
-                step:int,         # from 1
-                k:int=0,          # which draw of the step: methods that refill draw more than once
+                step:int, k=0,    # from 1; which draw of it: methods that refill draw several
+                judge=verify,     # (texts, problems) -> scores
                )->Rollouts:       # of all the problems, whichever process sampled them
     "Sample a step, slice by slice: a function of configuration, step and weights alone."
     size = cfg.sample_prompts or -(-len(problems)//processes()[1])
     seed = cfg.seed*1_000_003 + step + 7_919_000_003*k
     starts = local_slice(range(0, len(problems), size))
     mine = [rollout(policy, problems[start:start+size], cfg.responses, cfg.temperature,
-                    cfg.max_new_tokens, seed + 715_827_881*start) for start in starts]
+                    cfg.max_new_tokens, seed + 715_827_881*start, judge) for start in starts]
 
     # each process gathers what all have sampled
-    mine = [replace(to_device(ro, "cpu"), problems=[]) for ro in mine]
+    mine = [replace(to_device(ro, "cpu"), problems=[], judge=None) for ro in mine]
     ro = to_device(stack(sum(all_gather(mine), [])), policy.device)
-    return replace(ro, problems=problems)
+    return replace(ro, problems=problems, judge=judge)
 
 # %% ../nbs/02_train.ipynb #bcde8491
 def check_agreement(policy:Policy,
@@ -216,13 +216,21 @@ def own_side(policy:Policy, ro:Rollouts, cfg:Config)->str:
     return f"is {gaps[near]:.1e} nats off {near}, {gaps[far]:.1e} off {far}"
 
 # %% ../nbs/02_train.ipynb #bcde8496
-def one_step(policy:Policy, optimizer, stream, cfg:Config, step:int)->dict:
+def lost_verdicts(judge)->dict:
+    "Return how often this process has killed a verifier; of a reward of one's own, its failures."
+    lost = {"verifier_kills": verifier_stats()["killed"]}
+    return lost if judge is verify else lost | {"reward_failures": failures(judge)}
+
+def failures(judge)->int:
+    "Return how often a reward of one's own has failed; one that does not count says none."
+    return sum(getattr(judge, "failed", {}).values())
+
+def one_step(policy:Policy, optimizer, stream, cfg:Config, step:int, judge=verify)->dict:
     "Sample, update and check; return the record of a step, which is what `train` yields."
     start = time.perf_counter()
-    kills = verifier_stats()["killed"]
-
+    before = lost_verdicts(judge)
     def draw(k=0):
-        return sample_step(policy, next(stream), cfg, step, k)
+        return sample_step(policy, next(stream), cfg, step, k, judge)
     with policy.remembering():
         ro, drawn = refill(draw(), draw, cfg)   # one draw, but for some other methods
         metrics = train_step(policy, optimizer, ro, cfg) if is_finite(ro) else skipped_step(ro)
@@ -230,7 +238,7 @@ def one_step(policy:Policy, optimizer, stream, cfg:Config, step:int)->dict:
 
     # what the whole run is told, all processes together
     metrics |= {"groups_drawn": drawn, "gap": metrics.pop("gap_mean")}
-    metrics["verifier_kills"] = sum(all_gather(verifier_stats()["killed"] - kills))
+    metrics |= {k: sum(all_gather(n - before[k])) for k, n in lost_verdicts(judge).items()}
     row = {"step": step, **metrics, "seconds": time.perf_counter() - start}
     return row | samples_to_read(ro, cfg, step, bool(metrics["skipped_updates"]))
 
@@ -252,6 +260,7 @@ def train(policy:Policy,      # its adapter is trained in place
           cfg:Config,
           optimizer=None,     # default: `make_optimizer`; a resumed run brings its own
           done=(),            # what the steps before yielded, if any: where to go on
+          judge=verify,       # (texts, problems) -> scores, such as an `OwnReward`
          ):                   # generator: one dict a step
     "Train a policy; yield the metrics of each step, with one sampled response to look at."
     prepare(policy, problems, cfg)
@@ -259,10 +268,9 @@ def train(policy:Policy,      # its adapter is trained in place
     drawn = sum(row["groups_drawn"] for row in done)
     stream = islice(batches(problems, cfg.prompts, cfg.seed), drawn//cfg.prompts, None)
     broken = [bool(row["skipped_updates"]) for row in done]
-
     for step in range(len(done) + 1, cfg.steps + 1):
         set_rate(optimizer, rate_share(cfg, step))
-        row = one_step(policy, optimizer, stream, cfg, step)
+        row = one_step(policy, optimizer, stream, cfg, step, judge)
         yield row
 
         # broken numbers that stay end a run

@@ -51,9 +51,14 @@ def grade(
     texts:list,       # k answers to it
     lenient=False,    # also read a box or "the answer is" where there are no tags
     opening="",       # what the prompt left open: a think tag, or nothing
+    reward=None,      # (texts, problems) -> scores, in the place of the problem's rule
 )->dict:              # one row of plain values
     "Return the verdicts on k answers to one problem, by its own rule."
-    scores = [judge(opening + text, problem, lenient) for text in texts]
+    whole = [opening + text for text in texts]
+    if reward:
+        scores = reward(whole, [problem]*len(whole))
+    else:
+        scores = [judge(text, problem, lenient) for text in whole]
     answers = [score.answer for score in scores]
     tags = {key: value for key, value in problem.tags.items() if key not in OWN_KEYS}
     return {"id": problem.id, **tags, "question": problem.question, "answer": problem.answer,
@@ -74,6 +79,7 @@ def ask(
     max_new_tokens=64,    # longer answers are truncated
     seed=0,
     lenient=False,        # see `grade`
+    reward=None,          # see `grade`
 )->list:                  # graded rows with lengths in tokens, entropies in nats a token
     "Return a policy's graded answers to one batch of problems."
     start_judge(problems)
@@ -84,7 +90,7 @@ def ask(
     for i, problem in enumerate(problems):
         mine = ids[i*k:(i+1)*k]
         texts = [policy.decode(tokens) for tokens in mine]
-        row = grade(problem, texts, lenient, policy.opening)
+        row = grade(problem, texts, lenient, policy.opening, reward)
         row["lengths"] = [len(tokens) for tokens in mine]
         row["entropy"] = [round(value, 4) for value in entropies[i*k:(i+1)*k].tolist()]
         row["truncated"] = [tokens[-1] not in policy.eos_ids for tokens in mine]

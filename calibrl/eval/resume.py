@@ -26,6 +26,7 @@ class Exam:
     seed: int
     lenient: bool          # see `grade`
     greedy: bool           # ask for the greedy answer, too
+    reward: str | None = None    # hash of what judges in the place of the benchmark's rule
 
 # %% ../../nbs/eval/resume.ipynb #f6aa7092
 def next_batch(
@@ -83,6 +84,7 @@ def answer_batch(
     batch:dict,    # from `next_batch`
     exam:Exam,
     images,        # folder for small copies of the images, or None
+    reward=None,   # see `grade`
 )->list:
     "Return the rows of a batch; a problem that cannot be used gets a row with the reason."
     good = {i: p for i, p in batch.items() if not isinstance(p, str)}
@@ -93,10 +95,10 @@ def answer_batch(
 
     # all answers, then the greedy ones
     sampled = ask(policy, asked, exam.k, exam.temperature, exam.max_new_tokens,
-                  batch_seed(exam.seed, min(batch)), exam.lenient)
+                  batch_seed(exam.seed, min(batch)), exam.lenient, reward)
     best = []
     if exam.greedy:
-        best = ask(policy, asked, 1, 0., exam.max_new_tokens, 0, exam.lenient)
+        best = ask(policy, asked, 1, 0., exam.max_new_tokens, 0, exam.lenient, reward)
     for n, (i, problem) in enumerate(good.items()):
         rows[i] = {"index": i} | sampled[n] | {"images": thumbnails(problem, images, i)}
         if best:
@@ -166,6 +168,7 @@ def run_benchmark(  # noqa: PLR0913
     budget=16384,          # tokens in flight: the size of a batch
     seed=0,
     lenient=False,         # see `grade`
+    reward=None,           # see `grade`
     greedy=True,           # with k > 1, also the greedy answer
     images=None,           # folder for small copies of the images
     progress=False,
@@ -173,7 +176,7 @@ def run_benchmark(  # noqa: PLR0913
     "Ask a policy a benchmark, row by row into a file; a second start goes on, to the same results."
     from tqdm.auto import tqdm
     exam = Exam(k, float(temperature if k > 1 else 0), max_new_tokens, budget, seed, lenient,
-                bool(greedy and k > 1))
+                bool(greedy and k > 1), getattr(reward, "hash", None))
     run = asdict(exam) | {"rows": len(problems), **identity(policy)}
     done = done_before(path, name, problems, run)
     bar = tqdm(total=len(problems), initial=len(done), desc=name, leave=False,
@@ -182,7 +185,7 @@ def run_benchmark(  # noqa: PLR0913
     # of a batch that was cut, the rows that are there stay
     with open(path, "ab", buffering=0) as file, bar:
         for span, batch in missing_batches(policy, problems, exam, done):
-            for row in answer_batch(policy, batch, exam, images):
+            for row in answer_batch(policy, batch, exam, images, reward):
                 i = row["index"]
                 if i in done:
                     continue

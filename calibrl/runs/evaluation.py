@@ -15,8 +15,8 @@ from ..eval import (BENCHMARKS, changes, columns, identity, read_graded, rescore
 from ..files import write_atomic, write_jsonl
 from ..rollout import Policy
 from .folder import is_free, lock, run_folder
-from .sources import (adapter_folder, as_in_the_run, model_path, problems_of_file,
-                                  prompt_options, say_cost, versions)
+from .sources import (adapter_folder, as_in_the_run, model_path, own_judge,
+                                  problems_of_file, prompt_options, say_cost, versions)
 from .start import held_out_of
 from .tables import table
 
@@ -37,6 +37,7 @@ class EvalSpec:
     tokens: int | None = None            # tokens in flight
     max_new_tokens: int | None = None    # longer answers are truncated
     lenient: bool = False                # read boxes where a model writes no answer tags
+    reward: str | None = None            # FILE.py:FUNCTION that judges in the rules' place
     instruction: str | None = None       # closing words of a prompt: a name or a text
     system: str | None = None            # system message: "none" or a text
     min_pixels: int | None = None        # a smaller picture is scaled up
@@ -173,7 +174,7 @@ def show_metrics(rows:list):     # one a benchmark, from `calibrl.eval.write_res
                 print(f"{row['benchmark']}: {line}")
 
 # %% ../../nbs/runs/evaluation.ipynb #89dcb30d
-def answer_benchmarks(policy:Policy, sets:dict, out:Path, spec:EvalSpec)->list:
+def answer_benchmarks(policy:Policy, sets:dict, out:Path, spec:EvalSpec, reward=None)->list:
     "Ask a policy all benchmarks, into answers.jsonl; return the graded rows."
     rows = []
     for name, problems in sets.items():
@@ -182,7 +183,8 @@ def answer_benchmarks(policy:Policy, sets:dict, out:Path, spec:EvalSpec)->list:
         rows += run_benchmark(
             policy, problems, out/"answers.jsonl", name, spec.k,
             max_new_tokens=spec.max_new_tokens or longest, budget=spec.tokens or budget,
-            seed=spec.seed, lenient=spec.lenient, images=out/"images"/name, progress=True)
+            seed=spec.seed, lenient=spec.lenient, reward=reward,
+            images=out/"images"/name, progress=True)
     return rows
 
 # %% ../../nbs/runs/evaluation.ipynb #5449f4c2
@@ -194,6 +196,7 @@ def evaluate_policy(spec:EvalSpec, sets:dict, out, before, lmms:bool)->Path:
     "Grade a policy on benchmarks, print the results and return their folder."
     adapter = spec.adapter and adapter_folder(spec.adapter)
     spec = as_in_the_run(spec)
+    reward = spec.reward and own_judge(spec.reward, next(iter(sets.values())))
     policy = Policy.from_pretrained(model_path(spec.model, spec.adapter), bits=spec.bits,
                                     lora_rank=0, adapter=adapter, rows=spec.rows)
     policy.set_prompts(**prompt_options(spec))
@@ -204,13 +207,15 @@ def evaluate_policy(spec:EvalSpec, sets:dict, out, before, lmms:bool)->Path:
             skipped = [row for problems in sets.values() for row in left_out(problems)]
             if skipped:
                 write_jsonl(folder/"skipped.jsonl", skipped)
-            rows = answer_benchmarks(policy, sets, folder, spec)
+            rows = answer_benchmarks(policy, sets, folder, spec, reward)
             title = f"Evaluation of {spec.model or spec.adapter or 'the embedded policy'}"
             show_metrics(write_results(rows, folder, title, before, lmms))
         except KeyboardInterrupt:
             raise KeyboardInterrupt(f"stopped; the {goes_on}") from None
         except OSError as e:
             raise OSError(f"{e}; free room there, the {goes_on}") from None
+    if reward and reward.failed:
+        print(f"the reward failed on {reward.failed.total()} answers, which counted as wrong")
     print(f"Every answer with its verdict: {folder/'answers.jsonl'}; to look at:"
           f" {folder/'report.html'}, {folder/'results.md'}, {folder/'results.csv'}")
     return folder

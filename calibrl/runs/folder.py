@@ -103,6 +103,7 @@ class RunSpec:
     on_bad: str = "skip"                    # what to do with a row that cannot be used
     max_prompt_tokens: int | None = None    # a longer prompt cannot be used
     close_experts: bool | None = None       # an expert that ends in no answer gets its gold
+    reward: str | None = None               # FILE.py:FUNCTION that judges; None: the verifier
     bits: int | None = None                 # 4, 8, or None for full precision
     lora_rank: int = 16                     # of the adapter
     val: str | None = None                  # a share of the problems held out, or a file

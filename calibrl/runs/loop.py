@@ -21,6 +21,7 @@ from .logs import LOGS, read_metrics, status, tracking, write_row
 from .report import write_report
 from .validation import Validation, validation_line
 from .watch import first_signs, signs_at, wrapped
+from ..tasks import verify
 from ..train import make_optimizer, train
 
 # %% ../../nbs/runs/loop.ipynb #2b37f55f
@@ -248,6 +249,7 @@ def run_in_folder(policy:Policy, problems, cfg:Config,
                   out,              # run folder, claimed by its first process
                   tracker=None,     # a name in `TRACKERS`
                   held=None,        # problems to validate on
+                  judge=verify,     # (texts, problems) -> scores
                  )->list:           # the metrics of each step
     "Train with a progress bar, from where the run folder stands; return all its metrics."
     optimizer = make_optimizer(policy, cfg)
@@ -259,9 +261,10 @@ def run_in_folder(policy:Policy, problems, cfg:Config,
                             validated=held is not None, said=set(first_signs(rows)))
         open_recorder(stack, recorder, tracker)
         asked = stack.enter_context(asked_to_stop())
-        validation = None if held is None else Validation(held, cfg, out)
+        own = None if judge is verify else judge
+        validation = None if held is None else Validation(held, cfg, out, own)
         validate_before(recorder, validation)
-        steps = train(policy, problems, cfg, optimizer, tuple(rows))
+        steps = train(policy, problems, cfg, optimizer, tuple(rows), judge)
         steps = with_figures(steps, policy, validation)
         for row in adapter_if_it_gives_up(steps, policy, out):
             # a signal may reach one process before the others: then all stop

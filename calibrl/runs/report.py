@@ -26,7 +26,8 @@ def summary_line(rows:list, cfg:Config)->dict:
     return {"steps": f"{len(rows)} of {cfg.steps}", "method": cfg.method, "seed": cfg.seed,
             "minutes": round(seconds/60, 1),
             "skipped steps": sum(bool(r["skipped_updates"]) for r in rows),
-            "verifier kills": sum(r["verifier_kills"] for r in rows)}
+            "verifier kills": sum(r["verifier_kills"] for r in rows),
+            "reward failures": sum(r.get("reward_failures", 0) for r in rows)}
 
 SHOWN = ("answer", "response", "expert", "correct")
 
@@ -88,6 +89,8 @@ def next_command(out, rows:list, noted:dict)->str:     # what the run notes
     words = ["calibrl", "eval", "--adapter", kept_as(out, best) if best else out]
     if noted.get("bits"):
         words += ["--bits", noted["bits"]]
+    if noted.get("reward"):
+        words += ["--reward", noted["reward"]]
 
     # what was validated on, else what was trained on
     data, val = noted.get("data", "geometry"), noted.get("val")
@@ -136,5 +139,9 @@ def finish(out, rows:list):
                              for key in ("accuracy", "entropy"))
         print(f"accuracy of the samples {accuracy[0]:.2f} at the first step,"
               f" {accuracy[1]:.2f} at the last; entropy {entropy[0]:.3f}, {entropy[1]:.3f}")
+    failed = sum(row.get("reward_failures", 0) for row in rows)
+    if failed:
+        print(f"the reward failed on {failed} responses, which counted as wrong: metrics.jsonl says"
+              " in which steps")
     print(f"Files in {out}, to look at: {out/'report.html'}")
     print(f"Next: {next_command(out, rows, noted)}")

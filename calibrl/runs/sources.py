@@ -14,7 +14,9 @@ from .. import __version__
 from ..config import read_toml
 from ..files import write_atomic
 from ..prompts import NAMES, picture_cost, prompter, read_text
+from ..own_reward import OwnReward
 from .folder import RunSpec, run_notes
+from ..tasks import verify
 
 # %% ../../nbs/runs/sources.ipynb #88c79f47
 def versions()->dict:
@@ -171,10 +173,19 @@ def drop_experts(policy,
     return len(bad)
 
 # %% ../../nbs/runs/sources.ipynb #9d2f0c14
+def own_judge(where, problems:list):     # FILE.py:FUNCTION, or None
+    "Return who judges: a reward of one's own, tried on the first problem, or the verifier."
+    if where is None:
+        return verify
+    judge = OwnReward(where)
+    judge.try_on(problems[0])
+    return judge
+
 def run_identity(policy, problems, from_adapter:bool,
-                 held=None,    # problems to validate on
+                 held=None,       # problems to validate on
+                 judge=verify,    # (texts, problems) -> scores
                 )->dict:
-    "Return what a run is made from, by content: base, adapter it begins from, data, validation."
+    "Return what a run is made from, by content: base, first adapter, data, validation, reward."
     from calibrl.eval import data_hash, identity
     who = identity(policy)
     if not from_adapter:
@@ -182,6 +193,7 @@ def run_identity(policy, problems, from_adapter:bool,
     who |= {"data": data_hash(problems), "rows": len(problems)}
     if held is not None:
         who |= {"val": data_hash(held), "val_rows": len(held)}
+    who["reward"] = getattr(judge, "hash", None)      # the verifier has none
     return {name: value for name, value in who.items() if value is not None}
 
 # %% ../../nbs/runs/sources.ipynb #6d07339a
@@ -193,7 +205,7 @@ def check_same(out, who:dict):
     if then:
         other = changes(then, who | {name: who.get(name) for name in then})
         if other:
-            raise ValueError(f"{out} holds a run on other data or weights ({other}):"
+            raise ValueError(f"{out} holds a run on other data, weights or reward ({other}):"
                              " give another --out, or what it began with")
         return
 

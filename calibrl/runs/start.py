@@ -21,8 +21,10 @@ from .launch import join_processes, leave_processes, lost_partner, sharded_dtype
 from .loop import run_in_folder
 from .report import finish
 from .sources import (OF_A_FILE, adapter_folder, check_same, drawn_problems,
-                                  drop_experts, model_path, problems_of_file, prompt_options,
-                                  run_around, run_identity, say_cost, versions)
+                                  drop_experts, model_path, own_judge, problems_of_file,
+                                  prompt_options, run_around, run_identity, say_cost,
+                                  versions)
+from ..tasks import verify
 from .validation import check_val, share_of, validation_problems
 
 # %% ../../nbs/runs/start.ipynb #c24569c8
@@ -43,9 +45,9 @@ class Run:
         "Return the policy to train; with a `dtype` its layers are spread over the processes."
         return load_policy(self.cfg, self.spec, model, device, dtype)
 
-    def note(self, problems:list, policy:Policy, held=None):
+    def note(self, problems:list, policy:Policy, held=None, judge=verify):
         "Note in the folder what the run is made from, or compare with what stands there."
-        note_sources(self, problems, policy, held)
+        note_sources(self, problems, policy, held, judge)
 
 # %% ../../nbs/runs/start.ipynb #78f21b45
 def same_slices(cfg:Config, out, state:str)->Config:
@@ -120,9 +122,10 @@ def load_policy(cfg:Config, spec:RunSpec, model, device=None, dtype=None)->Polic
 def note_sources(run:Run,
                  problems:list,     # with `skipped` where they come from a file
                  policy:Policy,
-                 held=None):        # problems to validate on
+                 held=None,         # problems to validate on
+                 judge=verify):     # (texts, problems) -> scores
     "Note in a run's folder what it is made from, and which rows were left out."
-    who = run_identity(policy, problems, bool(run.spec.adapter), held)
+    who = run_identity(policy, problems, bool(run.spec.adapter), held, judge)
     if run.state != "new":
         check_same(run.out, who)
     skipped = [row for some in (problems, held) for row in getattr(some, "skipped", ())]
@@ -145,11 +148,11 @@ def say_where(run:Run):
         print(f"calibrl: {'; '.join(changed)}: the last digits may differ", file=sys.stderr)
 
 # %% ../../nbs/runs/start.ipynb #88769f62
-def train_or_say(run:Run, policy:Policy, problems:list, tracker, held=None):
+def train_or_say(run:Run, policy:Policy, problems:list, tracker, held, judge):
     "Train and report, or raise an error that says how to go on."
     kept = f"what was saved before stays in {run.out}"
     try:
-        rows = run_in_folder(policy, problems, run.cfg, run.out, tracker, held)
+        rows = run_in_folder(policy, problems, run.cfg, run.out, tracker, held, judge)
         if processes()[0] == 0:
             finish(run.out, rows)
     except OSError as e:
@@ -168,16 +171,17 @@ def train_run(run:Run, device, dtype, tracker):
     model = model_path(run.spec.model, run.spec.adapter)
     problems = run.problems(model)
     held = validation_problems(run.spec, problems, model, **prompt_options(run.cfg))
+    judge = own_judge(run.spec.reward, problems)
     policy = run.policy(model, device, dtype)
     drop_experts(policy, problems, run.spec.on_bad)
 
     # the others wait until the first has compared what it is made from
     if processes()[0] == 0:
-        run.note(problems, policy, held)
+        run.note(problems, policy, held, judge)
         print(policy.about)
         say_cost(policy)
     all_gather(None)
-    train_or_say(run, policy, problems, tracker, held)
+    train_or_say(run, policy, problems, tracker, held, judge)
 
 def start(out, cfg:Config, spec:RunSpec,
           tracker=None,     # a name in `calibrl.runs.logs.TRACKERS`

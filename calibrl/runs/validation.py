@@ -9,6 +9,7 @@ __all__ = []
 import json, random, sys
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Callable
 
 from ..config import Config
 from ..eval import read_graded, summary
@@ -99,14 +100,16 @@ def exam_of(cfg:Config)->Exam:
                 budget=groups*cfg.responses*cfg.max_new_tokens, seed=0, lenient=False,
                 greedy=False)
 
-def answers_to(policy:Policy, held:list, exam:Exam)->list:     # graded rows, in order
+def answers_to(policy:Policy, held:list, exam:Exam,
+               reward=None,    # as in `calibrl.eval.answers.grade`
+              )->list:         # graded rows, in order
     "Ask a policy all validation problems, each process its part."
     mine = local_slice(held)
     rows = []
     start = 0
     while start < len(mine):
         batch = next_batch(policy, mine, start, exam)
-        rows += answer_batch(policy, batch, exam, None)
+        rows += answer_batch(policy, batch, exam, None, reward)
         start = max(batch) + 1
     rows = sum(all_gather(rows), [])
     return [{"benchmark": "validation"} | row | {"index": i} for i, row in enumerate(rows)]
@@ -146,6 +149,7 @@ class Validation:
     held: list       # problems
     cfg: Config      # how they are asked, and how often
     out: Path        # run folder
+    reward: Callable = None    # as in `calibrl.eval.answers.grade`
 
     def due(self, step:int)->bool:
         "Return whether a step is followed by a validation."
@@ -153,7 +157,7 @@ class Validation:
 
     def ask(self, policy:Policy, step:int)->dict:
         "Ask a policy after a step; keep the answers and return the figures."
-        rows = answers_to(policy, self.held, exam_of(self.cfg))
+        rows = answers_to(policy, self.held, exam_of(self.cfg), self.reward)
         if processes()[0] == 0:
             path = answers_file(self.out, step)
             path.parent.mkdir(exist_ok=True)

@@ -38,12 +38,14 @@ def adopted(judges, theirs):
         judges.elder = None
 
 # %% ../../nbs/verify/sandbox.ipynb #95da0107
-def spawn(theirs):
+MATH_VERIFY = "from calibrl.verify.worker import nursery; nursery({})"
+
+def spawn(judges, theirs):
     "Return a new nursery, a process that serves the socket `theirs`."
     file = globals().get("__file__", "../../calibrl/verify/sandbox.py") # none in a notebook
     package = os.path.dirname(os.path.dirname(os.path.abspath(file)))
     code = (f"import sys; sys.path.insert(0, {os.path.dirname(package)!r}); "
-        f"from calibrl.verify.worker import nursery; nursery({theirs.fileno()})")
+        + judges.code.format(theirs.fileno()))
     env = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
     none = subprocess.DEVNULL
     return subprocess.Popen([sys.executable, "-c", code], env=env, stdin=none, stdout=none,
@@ -55,7 +57,7 @@ def start_nursery(judges):
     judges.control, theirs = socket_pair(judges)
     with theirs:
         if not adopted(judges, theirs):
-            judges.nursery = spawn(theirs)
+            judges.nursery = spawn(judges, theirs)
 
 # %% ../../nbs/verify/sandbox.ipynb #0616ce8c
 def read_line(conn, seconds):
@@ -75,13 +77,15 @@ def read_line(conn, seconds):
     return got[:got.index(b"\n") + 1]
 
 # %% ../../nbs/verify/sandbox.ipynb #06cc5333
-def request(conn, truth, response):
+def request(conn, truth, response, deadline=None, patience=None):
     "Return (verdict, name of an error, `killed` or `died`; whether another worker may do better)."
+    deadline = DEADLINE if deadline is None else deadline
+    patience = patience or PATIENCE
     begin = time.monotonic()
     try:
-        conn.settimeout(PATIENCE)
-        conn.sendall(json.dumps([truth, response, DEADLINE]).encode() + b"\n")
-        line = read_line(conn, PATIENCE)
+        conn.settimeout(patience)
+        conn.sendall(json.dumps([truth, response, deadline]).encode() + b"\n")
+        line = read_line(conn, patience)
     except socket.timeout:
         return "killed", True
     except (OSError, EOFError):
@@ -91,7 +95,7 @@ def request(conn, truth, response):
     try:
         return json.loads(line), False
     except ValueError:
-        return "killed", time.monotonic() - begin > 3 * DEADLINE
+        return "killed", time.monotonic() - begin > 3 * deadline
 
 # %% ../../nbs/verify/sandbox.ipynb #9cba23de
 def free_worker(judges):
@@ -144,47 +148,57 @@ def dismiss(judges, conn, pid, why):
             judges.idle = []
 
 # %% ../../nbs/verify/sandbox.ipynb #b0f6ba37
-def no_worker(judges, error):
-    "Return (False, how) where no worker starts, with an error in the log."
-    judges.stats["unavailable"] += 1
-    LOG.error("the Math-Verify worker does not start (%s): answers outside the grammar count as "
-        "wrong; check that math-verify is installed", error)
-    return False, "judge: unavailable"
+class Unanswered(Exception):
+    "No worker answered; it says why: killed, died or unavailable."
 
-def no_verdict(judges, why, truth, response):
-    "Return (False, how) where a limit was met or two workers died, with a warning in the log."
+def no_answer(why, truth, response):
+    "Return the verifier's (False, how) where no worker answered, with a line in the log."
+    if why.startswith("unavailable"):
+        LOG.error("the Math-Verify worker does not start (%s): answers outside the grammar count "
+            "as wrong; check that math-verify is installed", why.partition(": ")[2])
+        return False, "judge: unavailable"
     if why == "killed":
-        judges.stats["killed"] += 1
         why = f"killed after {DEADLINE:g} s"
     LOG.warning("verifier %s on %.80r (truth %.80r)", why, response, truth)
     return False, f"judge: {why}"
 
 # %% ../../nbs/verify/sandbox.ipynb #c7d15f38
-def ask_worker(judges, truth, response):
-    "Return (verdict, how) from a worker, or from a second one where the first says nothing."
+def worker_says(judges, truth, response):
+    "Return what a worker says, or a second one where the first says nothing; or raise Unanswered."
     for last in (False, True):
         try:
             conn, pid = judges.worker()
         except (OSError, EOFError, ValueError) as error:
             let_go(judges)
             if last:
-                return no_worker(judges, error)
+                judges.stats["unavailable"] += 1
+                raise Unanswered(f"unavailable: {error}") from None
             continue
-        verdict, again = request(conn, truth, response)
+        said, again = request(conn, truth, response, judges.deadline, judges.patience)
 
         # the worker is free again
-        if verdict not in ("killed", "died"):
+        if said not in ("killed", "died"):
             with judges.lock:
                 judges.idle.append((conn, pid))
-            if verdict in (True, False):
-                return verdict, "judge: Math-Verify"
-            return False, f"judge: {verdict}"
+            return said
 
         # or it is gone
-        dismiss(judges, conn, pid, verdict)
-        if last or not again:
+        dismiss(judges, conn, pid, said)
+        if last or judges.once or not again:
             break
-    return no_verdict(judges, verdict, truth, response)
+    if said == "killed":
+        judges.stats["killed"] += 1
+    raise Unanswered(said)
+
+def ask_worker(judges, truth, response):
+    "Return (verdict, how) of the verifier's judge."
+    try:
+        verdict = worker_says(judges, truth, response)
+    except Unanswered as error:
+        return no_answer(str(error), truth, response)
+    if verdict in (True, False):
+        return verdict, "judge: Math-Verify"
+    return False, f"judge: {verdict}"
 
 # %% ../../nbs/verify/sandbox.ipynb #6f844bf1
 def after_fork(judges):
@@ -201,7 +215,11 @@ def after_fork(judges):
 # %% ../../nbs/verify/sandbox.ipynb #1c7e93fb
 class Judges:
     "Warm workers of this process; safe to use from threads, and after a fork."
-    def __init__(self):
+    def __init__(self, code=MATH_VERIFY, deadline=None, patience=None, once=False):
+        self.code = code # what a nursery runs, `{}` its socket's number
+        self.deadline = deadline # seconds of processor time for an answer; None: `DEADLINE`
+        self.patience = patience # seconds of the clock for it; None: `PATIENCE`
+        self.once = once # no second worker is asked where one is killed or dies
         self.nursery = None # the process that forks workers, where it is no fork itself
         self.control = None # socket to the nursery
         self.elder = None # in a forked child: socket to the parent's nursery
@@ -225,16 +243,25 @@ class Judges:
             if self.control is None:
                 start_nursery(self)
 
+    def says(self, truth, response):
+        "Return what a worker says, or raise Unanswered; the wait for a free slot does not count."
+        with self.slots:
+            return worker_says(self, truth, response)
+
     def ask(self, truth, response):
-        "Return (verdict, how) from a worker; the wait for a free slot does not count."
+        "Return (verdict, how) of the verifier's judge; the wait for a free slot does not count."
         with self.slots:
             return ask_worker(self, truth, response)
 
 # %% ../../nbs/verify/sandbox.ipynb #d21dd7f8
-JUDGES = Judges()
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(before=JUDGES.lock.acquire, after_in_parent=JUDGES.lock.release,
-        after_in_child=partial(after_fork, JUDGES))
+def known_to_forks(judges):
+    "Return judges whose sockets and lock a fork of this process leaves in order."
+    if hasattr(os, "register_at_fork"):
+        os.register_at_fork(before=judges.lock.acquire, after_in_parent=judges.lock.release,
+            after_in_child=partial(after_fork, judges))
+    return judges
+
+JUDGES = known_to_forks(Judges())
 
 # %% ../../nbs/verify/sandbox.ipynb #3bb4ceb8
 def ask_judge(truth, response):

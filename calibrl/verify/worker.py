@@ -13,10 +13,10 @@ __all__ = []
 # %% ../../nbs/verify/worker.ipynb #d0a916a0
 MEMORY = 1 << 30 # bytes of a worker
 
-def limit_memory(): # pragma: no cover - runs in a process of its own
-    "Bound the memory of this process and let it leave no core file."
+def limit_memory(most): # pragma: no cover - runs in a process of its own
+    "Bound the memory of this process, in bytes, and let it leave no core file."
     import resource
-    for what, limit in ((resource.RLIMIT_AS, MEMORY), (resource.RLIMIT_CORE, 0)):
+    for what, limit in ((resource.RLIMIT_AS, most), (resource.RLIMIT_CORE, 0)):
         try:
             resource.setrlimit(what, (limit, limit))
         except (ValueError, OSError):
@@ -30,35 +30,36 @@ def end_on_timer(conn): # pragma: no cover - runs in a process of its own
     faulthandler.register(signal.SIGPROF, file=conn.fileno(), all_threads=False, chain=True)
 
 # %% ../../nbs/verify/worker.ipynb #c8dd44f8
-def answer(line): # pragma: no cover - runs in a process of its own
+def answer(line, judge): # pragma: no cover - runs in a process of its own
     "Return the verdict on one request, or the name of the error that it met."
     truth, response, seconds = json.loads(line)
     if seconds <= 0:
         signal.raise_signal(signal.SIGPROF)
     signal.setitimer(signal.ITIMER_PROF, seconds)
     try:
-        verdict = judge_here(truth, response)
+        verdict = judge(truth, response)
     except Exception as error:
         verdict = type(error).__name__ # MemoryError, RecursionError, too
     signal.setitimer(signal.ITIMER_PROF, 0)
     return verdict
 
 # %% ../../nbs/verify/worker.ipynb #16c0ed37
-def answer_requests(conn): # pragma: no cover - runs in a process of its own
+def answer_requests(conn, judge, memory): # pragma: no cover - runs in a process of its own
     "Answer requests, one JSON line each, until the socket ends."
-    limit_memory()
+    limit_memory(memory)
     end_on_timer(conn)
     lines = conn.makefile("rw")
     try:
         print(os.getpid(), file=lines, flush=True)
         for line in lines:
-            print(json.dumps(answer(line)), file=lines, flush=True)
+            print(json.dumps(answer(line, judge)), file=lines, flush=True)
     finally:
         os._exit(0) # also where the caller no longer listens
 
 # %% ../../nbs/verify/worker.ipynb #9d53b38a
-def serve(control): # pragma: no cover - runs in a process of its own
+def serve(control, judge, memory=MEMORY): # pragma: no cover - runs in a process of its own
     "Fork a worker (`w`) or another nursery (`n`) for each socket received; end with the caller."
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)
     while True:
         what, sockets, *_ = socket.recv_fds(control, 1, 1)
         if not what:
@@ -74,7 +75,7 @@ def serve(control): # pragma: no cover - runs in a process of its own
             if what == b"n":
                 os.setsid() # weighed as any other process, where sessions share time
             run = serve if what == b"n" else answer_requests
-            run(socket.socket(fileno=sockets[0]))
+            run(socket.socket(fileno=sockets[0]), judge, memory)
         os.close(sockets[0])
 
 # %% ../../nbs/verify/worker.ipynb #e3dac781
@@ -88,5 +89,4 @@ def nursery(fileno): # pragma: no cover - runs in a process of its own
     unsafe.eval_expr = numbers_only
     for truth, response in WARM:
         judge_here(truth, response)
-    signal.signal(signal.SIGCHLD, signal.SIG_IGN)
-    serve(control)
+    serve(control, judge_here)
