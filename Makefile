@@ -9,7 +9,7 @@ INPUTS := settings.ini setup.py pyproject.toml constraints.txt
 CHECK  := COVERAGE_FILE=$(CURDIR)/.coverage OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false MPLBACKEND=agg HF_HUB_OFFLINE=1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-families install dev sync check-sync book docs browser checkpoint wheel wheel-test clean
+.PHONY: help demo test test-families test-trl install dev sync check-sync book docs browser checkpoint wheel wheel-test clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/  make \1|\2/p' Makefile | awk -F'|' '{ printf "%-20s %s\n", $$1, $$2 }'
@@ -28,6 +28,10 @@ test: $(VENV)/.dev ## every check: lint, notebooks against modules, notebook tes
 
 test-families: $(VENV)/.dev ## a table over all tiny families; some: make test-families ARGS="llama gemma3"
 	$(CHECK) $(BIN)/python tests/family_table.py $(ARGS)
+
+test-trl: $(VENV)/.dev ## the trainer for TRL against our engine, and its notebook (Python 3.11 or newer)
+	$(CHECK) $(BIN)/python -m pytest tests/test_trl.py $(ARGS)
+	$(CHECK) $(BIN)/nbdev_test --path nbs/05_trl.ipynb --flags trl --do_print
 
 install: $(VENV)/.run ## install calibrl into .venv, to run it
 dev: $(VENV)/.dev ## install what working on calibrl needs

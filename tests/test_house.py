@@ -137,6 +137,7 @@ MAY_USE = {
     "tasks": {"verify.clean", "verify.decide", "verify.sandbox", "verify.tags", "verify.truth"},
     "templates": {"files"},
     "train": {"config", "loss", "methods", "parallel", "records", "rollout", "selfcheck", "tasks"},
+    "trl": {"loss.checks", "loss.live", "loss.terms", "prompts", "rewards", "tasks"},
     "verdicts": {"files"},
     "verify": set(),
     "verify.adjacent": {"verify.expressions", "verify.tokens", "verify.units"},
@@ -341,6 +342,10 @@ PUBLIC = {
 }
 
 
+# Names that a room makes when they are first asked for, because another library is needed for them
+LAZY = {"trl": "CalibRLConfig CalibRLTrainer"}
+
+
 def public_names():
     "The names in `__all__` of all rooms, an object that several hand on by its outermost room."
     found = {}
@@ -354,7 +359,8 @@ def public_names():
 def test_a_new_public_name_is_a_decision():
     listed = [f"{room}.{name}" for room, names in PUBLIC.items() for name in names.split()]
     assert public_names() == sorted(listed)
-    assert len(listed) <= 90
+    lazy = [name for names in LAZY.values() for name in names.split()]
+    assert len(listed) + len(lazy) <= 90
 
 
 FORBIDDEN = [  # room, its code, what is wrong in it

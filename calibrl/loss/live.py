@@ -29,6 +29,20 @@ def expert_of_rows(
     size = rows//len(last)
     return last.repeat_interleave(size), size
 
+# %% ../../nbs/loss/live.ipynb #11fe0a02
+def live_gap(
+    logp:torch.Tensor,  # (rows, T) log-prob of each response token under the policy now
+    expert:torch.Tensor,  # (rows, T) the same of the row's expert, with its gradient
+    correct:torch.Tensor,  # (rows,) booleans
+    mask:torch.Tensor,  # (rows, T) True on response tokens
+    expert_mask:torch.Tensor,  # (rows, T) True on expert tokens
+    gap:str,  # one of `GAPS`
+)->torch.Tensor:  # (rows, T)
+    "Return the gap through which a right answer moves, or else its expert"
+    answered = expert_gap(logp, expert, mask, gap, expert_mask)
+    missed = -expert_gap(expert, logp, expert_mask, gap, mask)
+    return torch.where(correct[:, None], answered, missed)
+
 # %% ../../nbs/loss/live.ipynb #11fe0004
 @delegates(calibrl_loss, but=["weigh_by_adv"])
 def live_loss(  # noqa: PLR0913
@@ -56,11 +70,8 @@ def live_loss(  # noqa: PLR0913
     believed = b.has_expert & b.correct[last][:, None]
     own = b._replace(mask=b.mask & ~theirs[:, None], has_expert=believed & ~theirs[:, None])
 
-    # The gap, whose first argument has the gradient: the answer where it is right, else the expert.
-    expert, expert_mask = b.logp[last], b.mask[last]
-    answered = expert_gap(b.logp, expert, b.mask, s.gap, expert_mask)
-    missed = -expert_gap(expert, b.logp, expert_mask, s.gap, b.mask)
-    D = torch.where(b.correct[:, None], answered, missed)
+    # The gap to the row of the group's expert.
+    D = live_gap(b.logp, b.logp[last], b.correct, b.mask, b.mask[last], s.gap)
 
     # Own rows: the clipped surrogate.
     surrogate = clipped_surrogate(b.logp, b.old_logp, b.adv, **s.clip)

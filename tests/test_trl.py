@@ -1,0 +1,385 @@
+"""CalibRL on TRL against `calibrl_loss` on our own engine: one batch, one expert, the same loss and
+the same gradients. `make test-trl` runs this file; it is skipped where TRL is not installed."""
+import hashlib
+import inspect
+import pickle
+import re
+import subprocess
+import sys
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from calibrl import trl as ours
+from calibrl.loss import GAPS, calibrl_loss, group_advantages
+from calibrl.loss.live import live_loss
+
+pytest.importorskip("trl", reason="TRL is not installed: make test-trl")
+from datasets import Dataset  # noqa: E402
+from trl import GRPOTrainer  # noqa: E402
+from trl.trainer import utils  # noqa: E402
+
+from calibrl.trl import CalibRLConfig, CalibRLTrainer, problem_rows  # noqa: E402
+
+N = 4              # completions of a prompt
+LONGEST = 24       # tokens of a completion
+TOLERANCE = 1e-5
+
+# sha256 of the sources that `calibrl.trl` calls or counts on, in TRL 1.16.0
+SOURCES = {
+    "GRPOTrainer._calculate_rewards": "736ae29b083840b5",
+    "GRPOTrainer._compute_loss": "80295546bbdbf6f7",
+    "GRPOTrainer._generate_and_score_completions": "1fa48922792dcd5c",
+    "GRPOTrainer._get_per_token_logps_and_entropies": "ea73c3909275851d",
+    "GRPOTrainer._prepare_inputs": "f824e7fb07147956",
+    "pad": "5b5cbf5245d686e0",
+    "shuffle_sequence_dict": "bab038755e57ed2b",
+    "split_pixel_values_by_grid": "3aca66e33a7978d3",
+    "split_tensor_dict": "b61a5760a03e95db",
+    "unsplit_pixel_values_by_grid": "9d31b407fc5f4399",
+}
+
+
+@pytest.mark.parametrize("name", SOURCES)
+def test_trl_is_as_it_was(name):
+    "A new TRL changed this: read it beside `calibrl.trl`, then write its sum here."
+    owner = GRPOTrainer if name.startswith("GRPOTrainer.") else utils
+    source = inspect.getsource(inspect.unwrap(getattr(owner, name.rpartition(".")[2])))
+    assert hashlib.sha256(source.encode()).hexdigest()[:16] == SOURCES[name]
+
+
+def test_what_is_overridden_is_listed():
+    text = open(inspect.getfile(ours), encoding="utf-8").read()
+    inside = text[text.index("class Steps"):text.index("def mode_of")]
+    overridden = set(re.findall(r"^    def (\w+)", inside, flags=re.M))
+    assert overridden - {"__init__"} < {name.rpartition(".")[2] for name in SOURCES}
+    assert all(hasattr(GRPOTrainer, name) for name in overridden)
+
+
+def lucky(completions, expert, believed, **columns):
+    "A verdict by the letters of a text alone; an expert is right where a column says so."
+    texts = [turns[-1]["content"] for turns in completions]
+    return [float(trust if text == known else sum(map(ord, text)) % 3 == 0)
+            for text, known, trust in zip(texts, expert, believed, strict=True)]
+
+
+class World:
+    "A policy of ours, the trainer of TRL around its model, and a batch that TRL sampled."
+
+    def __init__(self, place, world, bits=None, **settings):
+        from calibrl import algebra, geometry
+        from calibrl.rollout import Policy
+        made = {"geometry": geometry, "algebra": algebra}[world]
+        torch.manual_seed(0)
+        self.policy = Policy.from_pretrained(made.tiny_checkpoint(), bits=bits, lora_rank=4,
+                                             gradient_checkpointing=False)
+        self.move(0.05)
+
+        # TRL gives special tokens a probability, our engine does not: here it does
+        self.policy.no_chance[:] = False
+        self.problems = made.problems(2)
+        rows = problem_rows(self.problems)
+        rows = [row | dict(believed=i == 0) for i, row in enumerate(rows)]
+        self.rows = [row for row in rows for _ in range(N)]
+        args = dict(
+            output_dir=str(place), max_steps=1, per_device_train_batch_size=2*N, num_generations=N,
+            max_completion_length=LONGEST, use_cpu=True, report_to="none", disable_tqdm=True,
+            save_strategy="no", gradient_checkpointing=False, correct_reward="lucky", bf16=False)
+        self.args = CalibRLConfig(**args | settings)
+        self.trainer = CalibRLTrainer(
+            self.policy.model, [lucky], self.args, train_dataset=Dataset.from_list(rows),
+            processing_class=self.policy.processor)
+
+        # TRL rounds the adapter of a 4-bit model to bf16, which would hide small differences
+        for weight in self.policy.trainable:
+            weight.data = weight.data.float()
+        self.trainer.current_gradient_accumulation_steps = self.args.gradient_accumulation_steps
+
+    def move(self, size):
+        "Move the adapter at random."
+        with torch.no_grad():
+            for weight in self.policy.trainable:
+                weight += size*torch.randn(weight.shape)
+
+    def sample(self):
+        torch.manual_seed(7)
+        self.trainer.model.train()
+        self.batch = self.trainer._generate_and_score_completions(self.rows)
+
+    def gradients(self):
+        found = torch.cat([weight.grad.flatten() for weight in self.policy.trainable])
+        self.policy.model.zero_grad()
+        return found
+
+    def by_trl(self):
+        "TRL's loss and gradients, shuffled and split as TRL does it."
+        torch.manual_seed(3)
+        self.trainer.model.train()
+        batch = utils.split_pixel_values_by_grid(self.batch)
+        batch = utils.shuffle_sequence_dict(batch)
+        total = 0.
+        for part in utils.split_tensor_dict(batch, self.args.steps_per_generation):
+            part = utils.unsplit_pixel_values_by_grid(part)
+            loss = self.trainer._compute_loss(self.trainer.model, part)
+            loss.backward()
+            total += loss.item()
+        return total, self.gradients()
+
+    def logps(self, responses):
+        "Log-probs by our engine, and the mask."
+        found = self.policy.logps(self.problems, responses, 1.0)
+        return found.logp, found.mask
+
+    def by_us(self, reduce, old=None, expert=None, **settings):
+        "The loss and gradients of `calibrl_loss`, or of `live_loss`."
+        b = self.batch
+        own = [ids[mask.bool()].tolist()
+               for ids, mask in zip(b["completion_ids"], b["completion_mask"], strict=True)]
+        groups = [own[:N], own[N:]]
+        texts = [self.policy.tokens(self.rows[i]["expert"]) for i in (0, N)]
+        if settings.pop("live", False):
+            return self.live(groups, texts, reduce, settings)
+        logp, mask = self.logps(groups)
+        with torch.no_grad():
+            e, e_mask = self.logps([[text] for text in texts])
+            e = (e if expert is None else expert).repeat_interleave(N, 0)
+            e_mask = e_mask.repeat_interleave(N, 0)
+        T = max(logp.shape[1], e.shape[1])
+        wide = [F.pad(t, (0, T - t.shape[1])) for t in (logp, mask, e, e_mask)]
+        logp, mask, e, e_mask = wide
+        old = logp.detach() if old is None else F.pad(old, (0, T - old.shape[1]))
+        rewards = self.batch["correct"].float().view(2, N)
+        loss, found = calibrl_loss(
+            logp, old, e, group_advantages(rewards).flatten(), b["correct"], mask, reduce=reduce,
+            expert_mask=e_mask, **settings)
+        loss.backward()
+        return loss.item(), self.gradients(), found
+
+    def live(self, groups, texts, reduce, settings):
+        "The same of `live_loss`, whose groups end with the expert's row."
+        logp, mask = self.logps([[*group, text] for group, text in zip(groups, texts, strict=True)])
+        right = torch.cat([self.batch["correct"].view(2, N), torch.tensor([[True], [False]])], 1)
+        own = right[:, :N].float()
+        adv = torch.cat([own, right[:, N:].float()], 1) - own.mean(1, keepdim=True)
+        theirs = torch.tensor([*[False]*N, True]*2)
+        loss, found = live_loss(
+            logp, logp.detach(), logp.detach()*0, adv.flatten(), right.flatten(), mask,
+            from_expert=theirs, has_expert=~theirs, reduce=reduce, **settings)
+        loss.backward()
+
+        # our mean is over all rows and tokens, TRL's over those of the answers
+        share = len(mask)/(2*N) if reduce != "token-mean" else (mask.sum()/mask[~theirs].sum())
+        return loss.item()*float(share), self.gradients()*share, found
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    "world(name, **settings): a `World` with a batch, made once."
+    made = {}
+
+    def get(name="geometry", **settings):
+        key = (name, *sorted(settings.items()))
+        if key not in made:
+            made[key] = World(tmp_path_factory.mktemp("trl"), name, **settings)
+            made[key].sample()
+        return made[key]
+    return get
+
+
+def close(theirs, mine):
+    assert theirs[0] == pytest.approx(mine[0], abs=TOLERANCE)
+    assert theirs[1].abs().max() > 1e-3
+    torch.testing.assert_close(theirs[1], mine[1], atol=TOLERANCE, rtol=0)
+
+
+def set_to(w, **changes):
+    "Change settings of a trainer that is made already; TRL keeps a copy of its own of one."
+    for name, value in changes.items():
+        setattr(w.args, name, value)
+    w.trainer.loss_type = w.args.loss_type
+
+
+@pytest.mark.parametrize("gap", GAPS)
+@pytest.mark.parametrize("world_name, bits", [("geometry", None), ("algebra", 4)])
+def test_one_step_equals_ours(world, world_name, bits, gap):
+    w = world(world_name, bits=bits)
+    assert 0 < w.batch["correct"].float().mean() < 1, "no mixed group: the test shows nothing"
+    set_to(w, gap=gap, weight=0.3, loss_type="dapo")
+    close(w.by_trl(), w.by_us("token-mean", gap=gap, weight=0.3))
+
+
+@pytest.mark.parametrize("loss_type, reduce, factor", [
+    ("grpo", "seq-mean-token-mean", 1), ("bnpo", "token-mean", 1), ("dapo", "token-mean", 1),
+    ("luspo", "seq-mean-token-sum", 1), ("dr_grpo", "seq-mean-token-sum", 1/LONGEST)])
+def test_each_loss_type_carries_the_term(world, loss_type, reduce, factor):
+    w = world()
+    set_to(w, gap="token", weight=0.3, loss_type=loss_type)
+    loss, gradients, _ = w.by_us(reduce, weight=0.3)
+    theirs = w.by_trl()
+    close((theirs[0]/factor, theirs[1]/factor), (loss, gradients))
+
+
+@pytest.mark.parametrize("loss_type, reduce", [
+    ("cispo", "token-mean"), ("vespo", "token-mean"), ("sapo", "seq-mean-token-mean")])
+def test_other_surrogates_get_the_same_term(world, loss_type, reduce):
+    "What the term adds to TRL's own loss is what it adds to ours."
+    w = world()
+    set_to(w, gap="token", loss_type=loss_type, weight=0.)
+    bare = w.by_trl()
+    w.args.weight = 0.3
+    theirs = w.by_trl()
+    without = w.by_us(reduce, weight=0.)
+    ours_now = w.by_us(reduce, weight=0.3)
+    close((theirs[0] - bare[0], theirs[1] - bare[1]),
+          (ours_now[0] - without[0], ours_now[1] - without[1]))
+
+
+@pytest.mark.parametrize("loss_type, reduce", [("dapo", "token-mean"),
+                                               ("grpo", "seq-mean-token-mean")])
+def test_accumulation_changes_nothing(world, loss_type, reduce):
+    "Two micro-batches of shuffled rows, of two lengths, make the step of one batch."
+    w = world(per_device_train_batch_size=N, gradient_accumulation_steps=2)
+    assert w.args.steps_per_generation == 2
+    set_to(w, gap="sequence", weight=0.3, loss_type=loss_type)
+    close(w.by_trl(), w.by_us(reduce, gap="sequence", weight=0.3))
+
+
+def test_a_later_iteration_keeps_the_frozen_expert(world):
+    "The policy has moved since it sampled: the ratio is not 1, and the expert is what it was."
+    w = world(num_iterations=2)
+    set_to(w, gap="token", weight=0.3, loss_type="dapo")
+    old, frozen = w.batch["old_per_token_logps"], w.batch["expert_logps"][::N]
+    before = [weight.detach().clone() for weight in w.policy.trainable]
+    w.move(0.05)
+    mine = w.by_us("token-mean", old=old*w.batch["completion_mask"], expert=frozen, weight=0.3)
+    assert abs(mine[2]["ratio_mean"] - 1) > 1e-3 and mine[2]["clip_fraction"] > 0
+    close(w.by_trl(), mine)
+    with torch.no_grad():
+        for weight, value in zip(w.policy.trainable, before, strict=True):
+            weight.copy_(value)
+
+
+@pytest.mark.parametrize("gap", GAPS)
+@pytest.mark.parametrize("loss_type, reduce", [("dapo", "token-mean"),
+                                               ("grpo", "seq-mean-token-mean")])
+def test_one_live_step_equals_ours(world, gap, loss_type, reduce):
+    w = world(live=True)
+    set_to(w, gap=gap, weight=0.3, loss_type=loss_type)
+    close(w.by_trl(), w.by_us(reduce, live=True, gap=gap, weight=0.3))
+
+
+def test_only_a_verified_expert_is_live(world):
+    w = world(live=True)
+    assert w.batch["has_expert"].tolist() == [True]*N + [False]*N
+
+
+def test_a_row_may_lack_its_expert(world):
+    w = world()
+    rows = [row | dict(expert=None) for row in w.rows[:N]] + w.rows[N:]
+    batch = w.trainer._generate_and_score_completions(rows)
+    assert batch["has_expert"].tolist() == [False]*N + [True]*N
+    assert batch["expert_logps"][:N].abs().max() == 0
+    assert w.trainer._compute_loss(w.trainer.model, batch).isfinite()
+
+
+def test_evaluation_logs_the_term(world):
+    w = world()
+    w.trainer.model.eval()
+    w.trainer.num_generations_eval = N
+    try:
+        loss, _, _ = w.trainer.prediction_step(w.trainer.model, w.rows, True)
+    finally:
+        w.trainer.model.train()
+    assert loss.isfinite()
+    assert set(w.trainer._metrics["eval"]) > {"calibrl/exploration_loss", "calibrl/gap_mean"}
+
+
+def test_a_run_trains_saves_and_goes_on(tmp_path):
+    "TRL's own loop: peft, accumulation, two iterations a batch, a checkpoint, and on from there."
+    from peft import LoraConfig
+
+    from calibrl.geometry import problems, tiny_checkpoint
+    rows = [row | dict(believed=True) for row in problem_rows(problems(2))]
+
+    def run(steps, **kwargs):
+        args = CalibRLConfig(
+            output_dir=str(tmp_path), max_steps=steps, per_device_train_batch_size=N,
+            gradient_accumulation_steps=2, num_generations=N, num_iterations=2, save_steps=1,
+            max_completion_length=LONGEST, use_cpu=True, report_to="none", disable_tqdm=True,
+            logging_steps=1, learning_rate=1e-3, correct_reward="lucky", bf16=False)
+        trainer = CalibRLTrainer(str(tiny_checkpoint()), [lucky], args,
+                                 train_dataset=Dataset.from_list(rows),
+                                 peft_config=LoraConfig(r=4, target_modules=["q_proj", "v_proj"]))
+        trainer.train(**kwargs)
+        return trainer
+    first = run(1)
+    log = first.state.log_history[0]
+    assert float(log["grad_norm"]) > 0 and float(log["calibrl/expert_rows"]) == N
+    second = run(2, resume_from_checkpoint=str(tmp_path/"checkpoint-1"))
+    assert second.state.global_step == 2
+    saved = torch.load(tmp_path/"checkpoint-2/training_args.bin", weights_only=False)
+    assert type(saved) is CalibRLConfig and saved.alpha == 0.5
+
+
+def config(tmp_path, **settings):
+    return CalibRLConfig(output_dir=str(tmp_path), use_cpu=True, bf16=False, **settings)
+
+
+def test_configs_survive_pickle(tmp_path):
+    args = pickle.loads(pickle.dumps(config(tmp_path, alpha=0.3)))
+    assert args.alpha == 0.3 and args.scale_rewards == "none" and args.delta == 3.0
+    assert isinstance(args, CalibRLConfig)
+
+
+@pytest.mark.parametrize("settings, message", [
+    (dict(loss_type="ppo"), "loss_type: 'ppo' is unknown"),
+    (dict(gap="words"), "gap: 'words' is unknown"),
+    (dict(alpha=-1.), "alpha: needs a finite number"),
+    (dict(live=True, scale_rewards="group"), 'live: needs scale_rewards="none"'),
+    (dict(remove_unused_columns=True), "remove_unused_columns: must be False"),
+])
+def test_settings_that_mean_nothing_are_refused(tmp_path, settings, message):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        config(tmp_path, **settings)
+
+
+@pytest.mark.parametrize("changes, message", [
+    (dict(correct_reward="judge"), "no reward function 'judge', there are lucky"),
+    (dict(expert_column="solution"), "no column 'solution', only prompt, images, expert"),
+])
+def test_trainers_that_cannot_work_are_refused(world, changes, message):
+    w = world()
+    before = {name: getattr(w.args, name) for name in changes}
+    try:
+        set_to(w, **changes)
+        with pytest.raises(ValueError, match=re.escape(message)):
+            ours.check_trainer(w.trainer)
+    finally:
+        set_to(w, **before)
+
+
+def test_pictures_with_colocated_vllm_are_refused(world):
+    w = world()
+    try:
+        set_to(w, use_vllm=True, vllm_mode="colocate")
+        with pytest.raises(ValueError, match='"colocate" corrupts pictures'):
+            w.trainer._generate_and_score_completions(w.rows)
+    finally:
+        set_to(w, use_vllm=False)
+
+
+def test_a_verdict_is_a_boolean(world):
+    w = world()
+    wrong = torch.tensor([[0.5], [1.]])
+    with pytest.raises(ValueError, match="lucky must return 1"):
+        ours.verdicts(wrong, w.trainer.reward_func_names, "lucky")
+
+
+def test_without_trl_one_line_says_so():
+    code = ("import sys; sys.modules['trl'] = None\n"
+            "import calibrl.trl\n"
+            "try: from calibrl.trl import CalibRLTrainer\n"
+            "except ImportError as error: print(error)")
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stdout.startswith("calibrl.trl needs TRL (") and done.stdout.count("\n") == 1
