@@ -209,6 +209,31 @@ def evaluate(
     spec = EvalSpec(**of_kind(EvalSpec, options))
     run_evaluation(spec, benchmarks, data_dir, against, lmms, rescore, out)
 
+# %% ../nbs/06_cli.ipynb #22f0479c
+def ask(
+    # the question in quotes, behind its pictures if it has any: figure.png "What is x?"
+    question:list,
+    model:str=None,          # save_pretrained folder or hub id (default: the run's, else tiny)
+    adapter:str=None,        # adapter or run folder
+    bits:int=None,           # 4, 8, or 16 for full precision (default: the run's)
+    max_new_tokens:int=None, # a longer answer is cut (default: the run's)
+    temperature:float=None,  # of sampling (default: none, the likeliest token each time)
+    seed:int=0,              # of the sampling
+    # closing words of the prompt: ours, paper, none, a text, or a text file
+    # (default: the run's, else ours)
+    instruction:str=None,
+    system:str=None,         # system message, a text or a text file (default: the run's, else none)
+    # a smaller picture is scaled up (default: as in the run, else as the model has it)
+    min_pixels:int=None,
+    # a larger one is scaled down (default: as in the run, else as the model has it)
+    max_pixels:int=None,
+    rows:str="auto",         # packed, plain, or auto: whichever is right
+):
+    "Put a question to a policy, with pictures or without; the answer is shown as it is written."
+    options = locals()
+    from calibrl.runs.ask import AskSpec, run_ask
+    run_ask(question, AskSpec(**of_kind(AskSpec, options)))
+
 # %% ../nbs/06_cli.ipynb #0dc80bc6
 def bench(
     # folder for bench.json and bench.png (default: runs/bench, then runs/bench-2, ...)
@@ -255,6 +280,7 @@ COMMANDS = {
     "export": of_room("rollout.export", "Merge an adapter into the 16-bit weights of its base,"
                       " for serving."),
     "eval": evaluate,
+    "ask": ask,
     "compare": of_room("compare.compare_methods", "Train methods with several seeds under the"
                        " same budget and compare them, with intervals."),
     "bench": bench}
@@ -271,7 +297,9 @@ def add_option(parser, name:str, parameter):     # of `docments`
 
     # no default: given by place, but for the folder of the result, given by name
     if by_place(name, parameter):
-        parser.add_argument(name, type=parameter.anno, help=text)
+        several = parameter.anno is list
+        kind = dict(nargs="+") if several else dict(type=parameter.anno)
+        parser.add_argument(name, help=text, **kind)
         return
     if parameter.default is inspect.Parameter.empty:
         parser.add_argument(flag, type=parameter.anno, help=text, metavar="OUT", required=True)

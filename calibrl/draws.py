@@ -31,10 +31,21 @@ def draw(logps,          # (rows, V) log-probabilities
     place = torch.searchsorted(upto, point*upto[:, -1:], right=True)[:, 0]
     return place.clamp(max=logps.shape[1] - 1)
 
-def drawer(device, seed:int, temperature, top_k, top_p):
+def heard(choose,    # log-probabilities (rows, V) -> token ids (rows,)
+          tell,      # called with the ids of each position, a list
+         ):          # the same function, heard
+    "Return a function that chooses as before and tells what it chose."
+    def choose_and_tell(logps):
+        token = choose(logps)
+        tell(token.tolist())
+        return token
+    return choose_and_tell
+
+def drawer(device, seed:int, temperature, top_k, top_p, tell=None):
     "Return `draw` with all but the log-probabilities settled, its generator seeded."
     generator = torch.Generator(device).manual_seed(seed)
-    return partial(draw, temperature=temperature, top_k=top_k, top_p=top_p, generator=generator)
+    choose = partial(draw, temperature=temperature, top_k=top_k, top_p=top_p, generator=generator)
+    return heard(choose, tell) if tell else choose
 
 # %% ../nbs/01d_draws.ipynb #76606e5d
 AT_ONCE = 2**23    # numbers of (rows, V) that are looked at together

@@ -212,14 +212,14 @@ class Policy:
                n=1,                   # responses a problem
                temperature=1.0,       # 0: greedy
                max_new_tokens=64,     # a response that reaches it is truncated: it has no EOS
-               seed=0,                # the same seed gives the same responses
+               seed=0, tell=None,     # the same gives the same; is told the ids of each position
                top_k=0, top_p=1.0,    # draw among the k likeliest, or those that hold a share p
                experts=None,          # B experts' responses or None: scored as the prompts are read
                read_tokens=8192,      # read in one pass: changes memory, not what is sampled
               )->Samples:             # B*n responses, problem by problem
         "Return sampled responses, the prompt run once a problem."
         self.model.eval()
-        choose = drawer(self.device, seed, temperature, top_k, top_p)
+        choose = drawer(self.device, seed, temperature, top_k, top_p, tell)
         temperature = temperature or 1.0
         if not self.shared:
             return sample_plainly(self, problems, n, choose, temperature, max_new_tokens, experts)

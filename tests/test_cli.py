@@ -14,7 +14,7 @@ def test_help_and_version(capsys):
         assert main([*name.split(), "--help"]) == 0
         text = " ".join(capsys.readouterr().out.split())
         assert COMMANDS[name].__doc__.split(";")[0][:40] in text
-        assert "--out" in text or name in ("report", "plan", "data check")
+        assert "--out" in text or name in ("report", "plan", "data check", "ask")
     assert main(["train", "--help"]) == 0 and "--lora-rank" in capsys.readouterr().out
 
 
@@ -29,6 +29,8 @@ def test_help_and_version(capsys):
     ("train --out", "--out: expected one argument"),
     ("plan tiny --model tiny", "calibrl plan MODEL"),
     ("report", "required: run"),
+    ("ask", "required: question"),
+    ("ask What is x?", "no picture at 'What'"),
     ("train --method ppo", "method must be one of"),
     ("train --model /no/model", "no model at"),
     ("train --config /no/c.toml", "no configuration at"),

@@ -108,6 +108,7 @@ MAY_USE = {
     "rewards": {"tasks", "verify.tags"},
     "rollout": {"base", "engine", "policy", "prompts", "tasks"},
     "runs": set(),
+    "runs.ask": {"rollout", "runs.sources", "tasks"},
     "runs.checkpoints": {"files", "rollout"},
     "runs.demo": {"config", "eval", "files", "geometry", "rollout", "runs.folder", "runs.loop",
                   "runs.report", "runs.sources", "runs.tables", "viz"},

@@ -48,7 +48,7 @@ LEFT_OUT = {
                             "checked_rewards"],
     "what is logged and looked at": ["loss_metrics", "gap_metrics", "clip_metrics",
                                      "samples_to_read", "response_record", "data_url",
-                                     "lost_verdicts", "failures"],
+                                     "lost_verdicts", "failures", "heard"],
     "numbers that break": ["is_finite", "skipped_step", "propagate_nan", "diagnosis"],
     "before the first step": ["prepare"],
     "the alarm before an update": ["check_agreement"],

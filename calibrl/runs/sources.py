@@ -83,11 +83,11 @@ def prompt_options(options)->dict:      # a `Config` or an `EvalSpec`
     "Return how problems are put to a model, as `Policy.set_prompts` takes it."
     return {name: getattr(options, name) for name in PROMPTS}
 
-def as_in_the_run(spec):      # an `EvalSpec`
-    "Return an evaluation that asks as it is told to, else as the run of its adapter did."
+def as_in_the_run(spec):      # an `EvalSpec` or an `AskSpec`
+    "Return a spec that asks as it is told to, else as the run of its adapter did."
     told = prompt_options(spec)
     told |= {name: read_text(name, told[name]) for name in NAMES}
-    if spec.data:                               # a benchmark has a length of its own
+    if getattr(spec, "data", True):             # a benchmark has a length of its own
         told["max_new_tokens"] = spec.max_new_tokens
     then = remembered(spec.adapter) if spec.adapter else {}
     taken = {name: then[name] for name in told if told[name] is None and name in then}
