@@ -146,11 +146,12 @@ def of_kind(kind, options:dict)->dict:     # a dataclass
 
 # %% ../nbs/06_cli.ipynb #415bf4cd
 def report(
-    run:str,    # run folder of a training, finished or not
+    run:str,            # run folder of a training, finished or not
+    beside:str=None,    # folder of another run, whose curves are drawn beside these
 ):
-    "Write report.html of a training run: curves, the last steps, samples to read."
+    "Write report.html of a training run: what happened, curves, the last steps, samples to read."
     from calibrl.runs.report import write_report
-    print(write_report(run))
+    print(write_report(run, beside=beside))
 
 # %% ../nbs/06_cli.ipynb #9534620f
 def evaluate(

@@ -200,9 +200,9 @@ def check_agreement(policy:Policy,
     # only now is the floor needed, and it may have grown since it was measured
     policy.ratio_floor = all_gather(ratio_floor(policy, ro, cfg.temperature))[0]
     if error > bound():
-        raise RuntimeError(f"step {step}: first_ratio_error = {error:.1e} before any update, where"
-                           f" rounding explains {policy.ratio_floor:.1e}: sampling and scoring do"
-                           f" not agree for this model; its own pass {own_side(policy, ro, cfg)}")
+        raise RuntimeError(f"step {step}: first_ratio_error = {error:.1e}, where rounding explains"
+                           f" {policy.ratio_floor:.1e}: sampling and scoring do not agree for this"
+                           f" model; its own forward pass {own_side(policy, ro, cfg)}")
     return bound()
 
 # %% ../nbs/02_train.ipynb #0575eb61

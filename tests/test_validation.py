@@ -198,3 +198,39 @@ def test_eval_on_own_data_is_what_validation_saw(straight, files, tmp_path, caps
         assert Path(data).name in capsys.readouterr().out
     assert main(["eval", "--data", "held-out", "--out", str(tmp_path/"none")]) == 2
     assert "there is no such run" in capsys.readouterr().err and not (tmp_path/"none").exists()
+
+
+def test_a_finished_run_is_lengthened_with_its_optimiser(straight, files, tmp_path, capsys):
+    "Three steps, one more and another one are five, to the bytes of the adapter."
+    out = tmp_path/"run"
+    argv = [*validated(files), "--out", str(out)]
+    assert main([*argv, "--steps", "3"]) == 0
+    assert main([*argv, "--steps", "4"]) == 0
+    said = capsys.readouterr().out
+    assert "was a run of 3 steps and is one of 4 now" in said and "from step-3" in said
+    assert json.loads((out/"summary.json").read_text())["steps"] == 4
+    assert main(argv) == 0
+    name = "adapter/adapter_model.safetensors"
+    assert (out/name).read_bytes() == (straight/name).read_bytes()
+    assert metrics(out, *NAMES) == metrics(straight, *NAMES)
+    capsys.readouterr()
+    assert main([*argv, "--steps", "3"]) == 2
+    assert "steps was 5 and is 3 now" in capsys.readouterr().err
+
+
+def test_a_report_compares_with_another_run(straight, files, tmp_path, capsys):
+    "The page says what was set and what happened; curves.png is drawn anew, with the other run."
+    run, other = tmp_path/"run", tmp_path/"other"
+    shutil.copytree(straight, run)
+    assert main([*options(files, "--method", "grpo", "--steps", "1"), "--out", str(other)]) == 0
+    old = (run/"curves.png").read_bytes()
+    assert main(["report", str(run), "--beside", str(other)]) == 0
+    assert (run/"curves.png").read_bytes() != old
+    page = (run/"report.html").read_text()
+    for words in (">alpha<", ">weight<", ">gap<", "In 5 steps the accuracy", "best after step",
+                  "before training"):
+        assert words in page, words
+    assert ">alpha<" not in (other/"report.html").read_text()
+    capsys.readouterr()
+    assert main(["report", str(run), "--beside", str(tmp_path)]) == 2
+    assert "wants the folder of another run" in capsys.readouterr().err

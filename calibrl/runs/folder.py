@@ -7,7 +7,7 @@ __all__ = []
 
 # %% ../../nbs/runs/folder.ipynb #83f40109
 import contextlib
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -150,16 +150,23 @@ def other_options(path,           # of a run
     return found
 
 # %% ../../nbs/runs/folder.ipynb #87f4c905
-def run_state(path, cfg:Config, more:dict)->str:     # "new", "unfinished" or "finished"
+def run_state(
+    path,
+    cfg:Config,
+    more:dict,     # what else decides the run
+)->str:            # "new", "unfinished", "finished", or "longer": more steps are asked for
     "Return how far the run in a folder is, or raise ValueError where it is another one."
     if is_free(path):
         return "new"
     if not (path/"config.toml").is_file():
         raise ValueError(f"{path} is not empty and holds no run: give another --out")
-    other = other_options(path, cfg, more)
+    steps = read_run(path)[0].steps
+    other = other_options(path, replace(cfg, steps=min(steps, cfg.steps)), more)
     if other:
         raise ValueError(f"{path} holds a run with other options ({'; '.join(other)}):"
                          " give another --out, or the same options")
+    if cfg.steps > steps:
+        return "longer"
     return "finished" if (path/"summary.json").exists() else "unfinished"
 
 # %% ../../nbs/runs/folder.ipynb #5fca8d2a
@@ -176,7 +183,7 @@ def find_run(out,               # folder, or None: the newest of runs/train, run
              cfg:Config,
              more:dict,         # what else decides the run
              root="runs",
-            )->tuple:           # folder, which need not exist; "new", "unfinished" or "finished"
+            )->tuple:           # folder, which need not exist; how far it is, as in `run_state`
     """Return where a training run goes, or goes on.
 
     With runs/train finished and runs/train-2 stopped: `(Path("runs/train-2"), "unfinished")`.

@@ -18,7 +18,7 @@ from ..rollout import Policy
 from .checkpoints import (HASHES, Unreadable, checkpoints, load_checkpoint, prune,
                                       save_checkpoint)
 from .logs import LOGS, read_metrics, status, tracking, write_row
-from .report import write_report
+from .report import run_figure, save_curves, write_report
 from .validation import Validation, validation_line
 from .watch import first_signs, signs_at, wrapped
 from ..tasks import verify
@@ -284,10 +284,9 @@ def run_in_folder(policy:Policy, problems, cfg:Config,
 # %% ../../nbs/runs/loop.ipynb #df1f7d9d
 def leave_results(policy:Policy, out, rows:list):
     "Save adapter and curves."
-    from calibrl import viz
     save_adapter(policy, out)
     if rows:
-        viz.plot_curves(rows).savefig(out/"curves.png", dpi=110, bbox_inches="tight")
+        save_curves(out, run_figure(out, rows))
 
 def stopped(out, rows:list, cfg:Config, first:bool):
     "End a run that was asked to stop: the first process says how to go on, the others nothing."

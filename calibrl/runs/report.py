@@ -6,7 +6,7 @@
 __all__ = []
 
 # %% ../../nbs/runs/report.ipynb #7970fbcc
-import base64, json, math, shlex
+import base64, io, json, math, shlex, statistics, textwrap
 from pathlib import Path
 
 from ..config import Config
@@ -14,16 +14,24 @@ from ..files import finite_or_none, is_number, read_jsonl, write_atomic
 from .logs import read_metrics
 from .folder import read_run
 from .sources import OF_A_FILE, versions
-from .validation import best_step, share_of, start_figures, validation_line
+from .validation import best_step, share_of, start_figures
+from .watch import first_signs
 
 # %% ../../nbs/runs/report.ipynb #05669c48
-CURVES = ("accuracy", "reward", "entropy", "gap", "gated_fraction", "clip_fraction", "approx_kl",
-          "length", "grad_norm")
+CURVES = ("accuracy", "reward", "entropy", "length", "truncated", "silent_groups", "gap",
+          "gated_fraction", "clip_fraction", "approx_kl", "grad_norm", "seconds")
+
+def settings_of(cfg:Config)->dict:
+    "Return the settings that stand in a report; what a method does not use is left out."
+    names = ["method", "lr", "seed"]
+    if cfg.method.startswith("calibrl"):
+        names[1:1] = ["alpha", "weight", "gap"]
+    return {name: getattr(cfg, name) for name in names}
 
 def summary_line(rows:list, cfg:Config)->dict:
     "Return what stands at the top of a report."
     seconds = sum(r["seconds"] for r in rows)
-    return {"steps": f"{len(rows)} of {cfg.steps}", "method": cfg.method, "seed": cfg.seed,
+    return {"steps": f"{len(rows)} of {cfg.steps}", **settings_of(cfg),
             "minutes": round(seconds/60, 1),
             "skipped steps": sum(bool(r["skipped_updates"]) for r in rows),
             "verifier kills": sum(r["verifier_kills"] for r in rows),
@@ -45,11 +53,89 @@ def sample_to_show(sample:dict)->dict:
     shown["question"] = f"step {sample.get('step')}: {sample.get('question')}"
     return shown | {"image": picture_of(sample)}
 
+# %% ../../nbs/runs/report.ipynb #4a666295
+def values_of(rows:list, key:str)->list:
+    "Return the numbers that the steps have for a metric."
+    return [row[key] for row in rows if is_number(row.get(key))]
+
+def change_text(rows:list, key:str, name:str)->str:
+    "Return how a metric moved from the first to the last steps, at most ten each; or nothing."
+    values = values_of(rows, key)
+    if len(values) < 4:
+        return f"{name} was {values[0]:.2f} at first and {values[-1]:.2f} at last" if values else ""
+    span = min(10, len(values)//2)
+    ends = values[:span], values[-span:]
+    first, last = map(statistics.fmean, ends)
+    error = math.sqrt(sum(statistics.variance(end)/span for end in ends))
+    moved = "rose" if last > first else "fell"
+    if abs(last - first) <= 2*error:
+        moved = "did not clearly change:"
+    return f"{name} {moved} from {first:.2f} to {last:.2f} (means of {span} steps)"
+
+def validation_text(rows:list, start)->str:     # `start`: what validation showed before, or None
+    "Return what validation came to; nothing where there was none."
+    best = best_step(rows)
+    if best is None:
+        return ""
+    shown = "{val_accuracy:.2f} ({val_low:.2f} to {val_high:.2f})"
+    text = f"validation was at its best after step {best['step']}, {shown.format(**best)}"
+    if start is None:
+        return text
+    more = "more than" if best["val_low"] > start["val_accuracy"] else "not clearly more than"
+    return f"{text}, {more} the {shown.format(**start)} before training"
+
+def what_happened(rows:list, start=None)->str:     # metrics of the steps
+    "Return in one sentence what a run came to."
+    parts = [change_text(rows, "accuracy", "the accuracy of the samples"),
+             change_text(rows, "entropy", "their entropy"), validation_text(rows, start)]
+    parts = [part for part in parts if part]
+    steps = "1 step" if len(rows) == 1 else f"{len(rows)} steps"
+    return f"In {steps} {'; '.join(parts)}." if parts else f"In {steps} nothing was measured."
+
+# %% ../../nbs/runs/report.ipynb #4a666297
+VALIDATION = ("accuracy", "low", "high", "entropy", "length", "truncated", "n")
+
+def validation_rows(rows:list, start)->list:
+    "Return a table of what validation showed, from before training on."
+    before = [{"step": 0} | start] if start else []
+    asked = [row for row in [*before, *rows] if "val_accuracy" in row]
+    return [{"step": row["step"]} | {name: row.get(f"val_{name}") for name in VALIDATION}
+            for row in asked]
+
+def tables_of(rows:list, start)->dict:
+    "Return the tables of a report by title."
+    last = [{"step": r["step"]} | {k: r.get(k) for k in CURVES} for r in rows[-5:]]
+    signs = [{"from step": step, "sign": text} for step, text in first_signs(rows).values()]
+    tables = {"To know": signs, "Validation": validation_rows(rows, start), "The last steps": last}
+    return {title: table for title, table in tables.items() if table}
+
+def run_figure(out, rows:list, beside=None):     # run folder, its metrics, another run's folder
+    "Return the curves of a run, those of another run beside them."
+    from calibrl import viz
+    out = Path(out)
+    runs = {out.name or "run": (rows, start_figures(out))}
+    if beside is not None:
+        other = Path(beside)
+        found = read_metrics(other)
+        if not found:
+            raise FileNotFoundError(f"no step of a run in {str(other)!r}: --beside wants the folder"
+                                    " of another run")
+        name = str(other) if other.name in runs else other.name
+        runs[name] = (found, start_figures(other))
+    return viz.plot_run(runs, CURVES)
+
 # %% ../../nbs/runs/report.ipynb #7941d3d4
+def save_curves(out, figure):
+    "Write curves.png of a run."
+    file = io.BytesIO()
+    figure.savefig(file, format="png", dpi=110, bbox_inches="tight")
+    write_atomic(Path(out)/"curves.png", file.getvalue())
+
 def write_report(out,          # run folder
                  rows=None,    # its metrics; default: as its log has them
+                 beside=None,  # folder of another run to compare with
                 )->Path:       # of the page
-    "Write report.html of a training run from its files."
+    "Write report.html of a training run from its files, and with another run curves.png."
     from calibrl import viz
     out = Path(out)
     if not (out/"config.toml").exists():
@@ -59,11 +145,12 @@ def write_report(out,          # run folder
     samples = [sample_to_show(s) for s in read_jsonl(out/"samples.jsonl")[-24:]]
 
     # the parts of the page
-    last = [{"step": r["step"]} | {k: r.get(k) for k in CURVES} for r in rows[-5:]]
-    tables = {"The last steps": last} if rows else {}
-    figures = {"Training": viz.plot_curves(rows, CURVES)} if rows else {}
-    page = viz.report_html(f"Training {out.name}", summary_line(rows, cfg), tables, figures,
-                           samples[::-1])
+    start = start_figures(out)
+    figures = {"Training": run_figure(out, rows, beside)} if rows else {}
+    page = viz.report_html(f"Training {out.name}", summary_line(rows, cfg), tables_of(rows, start),
+                           figures, samples[::-1], about=what_happened(rows, start))
+    if rows and beside is not None:
+        save_curves(out, figures["Training"])
 
     # a demo has a report of its own
     demo = (out/"answers.jsonl").exists()
@@ -105,15 +192,12 @@ def next_command(out, rows:list, noted:dict)->str:     # what the run notes
 
 # %% ../../nbs/runs/report.ipynb #9d2f0c19
 def say_validation(out, rows:list)->dict:     # for the summary
-    "Print what validation showed before, at best and in the end; return it."
+    "Say which step was the best in validation; return what was shown before, then and last."
     best = best_step(rows)
     if best is None:
         return {}
     start = start_figures(out)
     last = [row for row in rows if "val_accuracy" in row][-1]
-    if start:
-        print(validation_line(start, "before training"))
-    print(validation_line(last, f"after step {last['step']}"))
     print(f"The best in validation is step {best['step']}: {best['val_accuracy']:.2f}, kept in"
           f" {kept_as(out, best)}")
     found = {"start": start, "last": last, "best": best}
@@ -130,15 +214,11 @@ def finish(out, rows:list):
                "seconds": sum(r["seconds"] for r in rows),
                "skipped": sum(bool(r["skipped_updates"]) for r in rows), "versions": versions()}
     _, noted = read_run(out)
+    print(textwrap.fill(what_happened(rows, start_figures(out)), 80))
     validation = say_validation(out, rows)
     if validation:
         summary["validation"] = validation
     write_atomic(out/"summary.json", json.dumps(finite_or_none(summary), indent=1))
-    if rows:
-        accuracy, entropy = ([mean_of(part, key) for part in (rows[:1], rows[-1:])]
-                             for key in ("accuracy", "entropy"))
-        print(f"accuracy of the samples {accuracy[0]:.2f} at the first step,"
-              f" {accuracy[1]:.2f} at the last; entropy {entropy[0]:.3f}, {entropy[1]:.3f}")
     failed = sum(row.get("reward_failures", 0) for row in rows)
     if failed:
         print(f"the reward failed on {failed} responses, which counted as wrong: metrics.jsonl says"

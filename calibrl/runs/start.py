@@ -12,7 +12,7 @@ from pathlib import Path
 
 from ..config import Config, save_config
 from ..eval import data_hash
-from ..files import write_jsonl
+from ..files import write_atomic, write_jsonl
 from ..parallel import all_gather, processes, shard_layers
 from ..rollout import Policy, recomputes
 from .checkpoints import checkpoints
@@ -26,13 +26,14 @@ from .sources import (OF_A_FILE, adapter_folder, check_same, drawn_problems,
                                   versions)
 from ..tasks import verify
 from .validation import check_val, share_of, validation_problems
+from ..train import rate_share
 
 # %% ../../nbs/runs/start.ipynb #c24569c8
 @dataclass(frozen=True)
 class Run:
     "A training run: where it is, what decides it, and how far it is."
     out: Path          # its folder
-    state: str         # "new", "unfinished" or "finished"
+    state: str         # "new", "unfinished", "finished" or "longer"
     cfg: Config
     spec: RunSpec
 
@@ -54,7 +55,7 @@ def same_slices(cfg:Config, out, state:str)->Config:
     "Return a configuration that samples the same problems together, whichever processes go on."
     if state == "finished" or cfg.sample_prompts:
         return cfg
-    if state == "unfinished":
+    if state != "new":
         return replace(cfg, sample_prompts=read_run(out)[0].sample_prompts)
     return replace(cfg, sample_prompts=-(-cfg.prompts//processes()[1]))
 
@@ -134,8 +135,10 @@ def note_sources(run:Run,
     if run.state == "new":
         about = asdict(run.spec) | versions() | {"identity": who}
         save_config(run.cfg, run.out/"config.toml", **about)
-    else:
-        say_where(run)
+        return
+    if run.state == "longer":
+        lengthen(run)
+    say_where(run)
 
 # %% ../../nbs/runs/start.ipynb #ba8f2eaa
 def say_where(run:Run):
@@ -146,6 +149,28 @@ def say_where(run:Run):
     changed = other_options(run.out, run.cfg, versions())
     if changed:
         print(f"calibrl: {'; '.join(changed)}: the last digits may differ", file=sys.stderr)
+
+# %% ../../nbs/runs/start.ipynb #ba8f2eab
+def lengthen(run:Run):
+    "Have a run's folder hold a run of more steps; say what its schedule makes of that."
+    import tomlkit
+    old = read_run(run.out)[0]
+    print(f"{run.out} was a run of {old.steps} steps and is one of {run.cfg.steps} now; adapter and"
+          " optimiser go on")
+    if run.spec.data == "geometry":
+        print("It goes on with the problems that were drawn at its beginning")
+    if run.cfg.lr_schedule != "constant":
+        last, first = rate_share(old, old.steps), rate_share(run.cfg, old.steps + 1)
+        print(f"calibrl: lr_schedule {run.cfg.lr_schedule} ends at step {run.cfg.steps} now: step"
+              f" {old.steps} learned with {last*old.lr:.2g}, step {old.steps + 1} learns with"
+              f" {first*run.cfg.lr:.2g}", file=sys.stderr)
+
+    # first it is unfinished, then it is longer: in between the same command does the rest
+    (run.out/"summary.json").unlink(missing_ok=True)
+    path = run.out/"config.toml"
+    config = tomlkit.parse(path.read_text(encoding="utf-8"))
+    config["steps"] = run.cfg.steps
+    write_atomic(path, tomlkit.dumps(config))
 
 # %% ../../nbs/runs/start.ipynb #88769f62
 def train_or_say(run:Run, policy:Policy, problems:list, tracker, held, judge):
@@ -192,8 +217,8 @@ def start(out, cfg:Config, spec:RunSpec,
     dtype = sharded_dtype(spec.bits)
     with open_run(out, cfg, spec) as run:
         if run.state == "finished":
-            print(f"{run.out} is finished: {run.cfg.steps} steps; nothing to do."
-                  f" To look at: {run.out/'report.html'}")
+            print(f"{run.out} is finished: {run.cfg.steps} steps; nothing to do. More --steps go on"
+                  f" with it. To look at: {run.out/'report.html'}")
         else:
             train_run(run, device, dtype, tracker)
     leave_processes()

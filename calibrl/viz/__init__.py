@@ -20,7 +20,7 @@ _all_ = [plot_gate, plot_push, plot_alpha, plot_group, plot_table,
 
 # %% ../../nbs/00c_viz.ipynb #71c155c6
 from calibrl.viz.animated import alpha_svg  # noqa: F401
-from calibrl.viz.curves import CURVES, smooth  # noqa: F401
+from calibrl.viz.curves import CURVES, plot_run, smooth  # noqa: F401
 from calibrl.viz.figures import CYCLE, PLAIN, RIGHT, WRONG  # noqa: F401
 from calibrl.viz.movable import (  # noqa: F401
     ALPHAS, GAPS, SURES, TABLE_ALPHAS, TABLE_GAPS, TABLE_WEIGHTS, WEIGHTS, alpha_frames,

@@ -76,6 +76,57 @@ def plot_curves(
         axes[0].legend(fontsize=8, frameon=False)
     return fig
 
+# %% ../../nbs/viz/curves.ipynb #c0d4f2a2
+def draw_validation(
+    ax,
+    rows, # list of dicts, one a step
+    key, # of the panel; what validation showed of it is val_KEY
+    colour,
+):
+    "Draw what validation showed of a metric as diamonds, an accuracy with its interval."
+    x, y = series(rows, f"val_{key}")
+    if not x:
+        return
+    ax.plot(x, y, "D", color=colour, markersize=4, label="validation")
+    if key == "accuracy":
+        low, high = series(rows, "val_low")[1], series(rows, "val_high")[1]
+        ax.vlines(x, low, high, color=colour, linewidth=1)
+
+def draw_run(ax, rows, key, start, line, name):
+    "Draw a metric of a run: thin as measured, thick as running mean, and its validation."
+    colour, dashes = line
+    x, y = series(rows, key)
+    alone = "o" if len(x) == 1 else None
+    ax.plot(x, y, color=colour, alpha=.3, linewidth=.8, label="each step")
+    ax.plot(x, smooth(y), dashes, color=colour, label=name, marker=alone)
+    draw_validation(ax, [{"step": 0} | (start or {}), *rows], key, colour)
+
+# %% ../../nbs/viz/curves.ipynb #c0d4f2a3
+def plot_run(
+    runs, # dict of name -> (list of dicts, one a step; what validation showed before, or None)
+    keys, # what to draw, one panel each, where some run has it
+)->plt.Figure: # one panel for each key found
+    "Return metrics of a run over its steps, others beside it, with a legend and where it began."
+    found = [key for key in keys if any(series(rows, key)[0] for rows, _ in runs.values())]
+    if not found:
+        raise ValueError(f"rows: no step has a number for any of {', '.join(keys)}")
+    fig, axes = panel_grid(len(found), 3.3, 2.1)
+    first, _ = next(iter(runs.values()))
+    for ax, key in zip(axes, found, strict=True):
+        for began in series(first, key)[1][:1]:
+            ax.axhline(began, color="k", linestyle=(0, (4, 3)), linewidth=.8, label="start")
+        for i, (name, (rows, start)) in enumerate(runs.items()):
+            draw_run(ax, rows, key, start, line_of(i), f"{name}, mean of 10 steps")
+        label_panel(ax, key, "step")
+
+    # one legend for all panels, above them
+    parts = {}
+    for ax in axes:
+        handles, labels = ax.get_legend_handles_labels()
+        parts = dict(zip(labels, handles, strict=True)) | parts
+    fig.legend(parts.values(), parts, loc="outside upper left", ncols=6, fontsize=8, frameon=False)
+    return fig
+
 # %% ../../nbs/viz/curves.ipynb #22dec01e
 def draw_band(ax, runs, name, line):
     "Draw the mean of several runs and a band from the lowest to the highest."

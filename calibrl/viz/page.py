@@ -71,12 +71,13 @@ def report_html(
     tables=None, # dict of caption -> list of dict rows
     figures=None, # dict of caption -> Figure, PIL image, path or PNG bytes
     samples=(), # dicts with question, answer, response, expert, correct, image(s); all optional
+    about:str="", # a sentence above a summary that is a dict
 )->str: # one self-contained page
     "Return a report of a run from plain data; every text is escaped, every image embedded."
     is_table = isinstance(summary, dict)
     tables = {caption: page_table(rows, format_cell) for caption, rows in (tables or {}).items()}
     figures = {name: image_uri(image_bytes(image)) for name, image in (figures or {}).items()}
-    return render("pages/training.html", title=title, about="" if is_table else summary,
+    return render("pages/training.html", title=title, about=about if is_table else summary,
                   head=page_table([summary], format_setting) if is_table else None,
                   tables=tables, figures=figures,
                   samples=[sample_to_read(sample) for sample in samples])
