@@ -88,6 +88,7 @@ MAY_USE = {
     "files": set(),
     "geometry": {"tasks", "worlds.drawing", "worlds.drawn", "worlds.kit", "worlds.lessons",
                  "worlds.solutions", "worlds.start", "worlds.tiny_vl"},
+    "hooks": {"loss"},
     "loss": {"loss.live", "loss.objectives", "loss.rivals", "loss.terms"},
     "loss.checks": set(),
     "loss.live": {"loss.checks", "loss.rivals", "loss.terms"},

@@ -190,6 +190,56 @@ def test_openrlhf_itself(tmp_path):
     assert found[0]["rewards"].tolist() == pytest.approx([1.1])
 
 
+def trinity_batch():
+    "Two answers to one question, as Trinity-RFT's trainer collates what its workflow returned."
+    experience = importlib.import_module("trinity.common.experience")
+    config = importlib.import_module("trinity.common.config")
+    workflow = importlib.import_module("trinity.common.workflows.workflow")
+    names = run_lines("Trinity-RFT: the term")
+
+    class Model:
+        "The calls of `ModelWrapper` that a workflow makes."
+        def chat(self, messages, **kwargs):
+            return [experience.Experience(
+                tokens=torch.arange(3 + n), prompt_length=3, logprobs=-torch.ones(n)/n,
+                response_text=text) for n, text in ((4, RIGHT), (2, WRONG))]
+
+        def convert_messages_to_experience(self, messages):
+            assert messages[-1] == {"role": "assistant", "content": "expert"}
+            mask = torch.tensor([True, True, False, True])
+            return experience.Experience(tokens=torch.arange(7), prompt_length=3,
+                                         logprobs=-torch.arange(1., 5.), action_mask=mask)
+    reward = importlib.import_module("trinity.common.rewards").REWARD_FUNCTIONS.get(
+        "calibrl_reward") or run_lines("Trinity-RFT: a plugin")["CalibrlReward"]
+    task = workflow.Task(
+        workflow=names["ExpertWorkflow"], reward_fn=reward, raw_task={"q": "2+2?", "a": "4",
+                                                                     "expert": "expert"},
+        format_args=config.FormatConfig(prompt_key="q", response_key="a"))
+    found = names["ExpertWorkflow"](task=task, model=Model()).run()
+    sent = experience.Experience.deserialize_many(experience.Experience.serialize_many(found))
+    for one, advantage in zip(sent, (0.5, -0.5), strict=True):
+        one.advantages = torch.full_like(one.logprobs, advantage)
+    collate = importlib.import_module("trinity.trainer.verl.utils").to_data_proto
+    logger = importlib.import_module("logging").getLogger()
+    return names, collate(sent, 0, None, logger).batch
+
+
+def test_trinity_carries_the_term_from_sampler_to_loss():
+    engine("verl")
+    engine("trinity.algorithm.policy_loss_fn")
+    defined, batch = trinity_batch()
+    loss_fn = defined["CalibRLLoss"](alpha=0.5, weight=1.)
+    logprob = batch["rollout_log_probs"].clone().requires_grad_()
+    names = ("response_mask", "advantages", "expert_logprob", "correct")
+    given = {key: batch[key] for key in names}
+    loss, found = loss_fn(logprob=logprob, old_log_probs=logprob.detach(), **given)
+    loss.backward()
+    assert set(loss_fn.select_keys) > {"expert_logprob", "correct", "old_log_probs"}
+    assert batch["correct"].tolist() == [True, False]
+    assert batch["expert_logprob"][0, :5].tolist() == [-1., -2., 0., -4., 0.]
+    assert found["expert_rows"] == 2 and logprob.grad.abs().sum() > 0
+
+
 @pytest.mark.parametrize("call, message", [
     (lambda: accuracy_reward([RIGHT], answer=[["4"]]), "row 0: the ground truth must be a text"),
     (lambda: accuracy_reward([RIGHT, 7], answer=["4", "4"]), "row 1: needs a text or a list"),
