@@ -278,8 +278,8 @@ COMMANDS = {
                     " and the largest micro-batch that fits."),
     "train": train,
     "report": report,
-    "export": of_room("rollout.export", "Merge an adapter into the 16-bit weights of its base,"
-                      " for serving."),
+    "export": of_room("runs.card.export_run", "Merge an adapter into the 16-bit weights of its"
+                      " base, for serving; a model card says what it is."),
     "eval": evaluate,
     "ask": ask,
     "compare": of_room("compare.compare_methods", "Train methods with several seeds under the"

@@ -84,6 +84,25 @@ def test_train_then_eval(tmp_path, capsys):
     shares = {f["benchmark"]: f["accuracy"] for f in summary}
     assert shares["geometry_test"] == sum(sum(r["correct"]) for r in graded[:4])/8
 
+    # asked, and written out with a card; the merged folder answers as the run does
+    picture = tmp_path/"e/images/geometry_test/0-0.jpg"
+    question = [str(picture), graded[0]["question"]]
+    assert main(["ask", *question, "--adapter", str(first)]) == 0
+    said = capsys.readouterr()
+    assert said.out.startswith("<think>") and "max_new_tokens 64" in said.err
+    out = tmp_path/"merged"
+    assert main(["export", str(first), "--out", str(out), "--dtype", "fp32"]) == 0
+    assert f"vllm serve {out}" in capsys.readouterr().out
+    card = (out/"README.md").read_text()
+    assert "| method | calibrl, alpha 0.5" in card and "| steps | 2 of 2" in card
+    assert main(["ask", *question, "--model", str(out), "--max-new-tokens", "64"]) == 0
+    assert capsys.readouterr().out.startswith("<think>")
+
+    # what cannot be read of the run is said before anything is merged
+    (first/"metrics.jsonl").write_text("no row\n")
+    assert main(["export", str(first), "--out", str(tmp_path/"again")]) == 2
+    assert "metrics.jsonl" in capsys.readouterr().err and not (tmp_path/"again").exists()
+
 
 def test_demo_leaves_everything_to_look_at(tmp_path, capsys):
     assert main(["demo", "--quick", "--steps", "1", "--out", str(tmp_path/"demo")]) == 0

@@ -110,6 +110,8 @@ MAY_USE = {
     "rollout": {"base", "engine", "policy", "prompts", "tasks"},
     "runs": set(),
     "runs.ask": {"rollout", "runs.sources", "tasks"},
+    "runs.card": {"base", "config", "files", "prompts", "runs.folder", "runs.logs",
+                  "runs.report", "runs.sources", "runs.validation"},
     "runs.checkpoints": {"files", "rollout"},
     "runs.demo": {"config", "eval", "files", "geometry", "rollout", "runs.folder", "runs.loop",
                   "runs.report", "runs.sources", "runs.tables", "viz"},
