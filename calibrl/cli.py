@@ -242,14 +242,22 @@ def bench(
     quick:bool=False,    # only check that both sides compute the same: seconds, and no clock
     # rows whose name begins so: prefix, sample, head, step_vs_trl, memory_vs_trl
     only:str=None,
+    # a 7B shape with random weights on this GPU: tokens, steps, memory, TRL; at most five minutes
+    gpu:bool=False,
+    dry:bool=False,      # with --gpu: try the same run with a tiny shape on the CPU
 ):
     """Measure the engine beside the way it is usually done, in pairs; about half an hour
     without --quick.
     """
-    from calibrl import speed
+    from calibrl.gpu import bench_gpu, check_gpu_options
     from calibrl.runs.folder import run_folder
+    from calibrl.speed import bench as bench_pairs
+    check_gpu_options(gpu, dry, quick or only)
     with run_folder(out, "bench") as folder:
-        speed.bench(str(folder), quick, only)
+        if gpu:
+            bench_gpu(folder, dry)
+        else:
+            bench_pairs(str(folder), quick, only)
 
 # %% ../nbs/06_cli.ipynb #c0a11e02
 def of_room(path,     # "module.function" below calibrl

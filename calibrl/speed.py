@@ -742,12 +742,16 @@ def processor_name()->str:
     except (OSError, StopIteration):
         return platform.processor() or platform.machine()
 
-def machine()->str:
-    "Return what it was measured on"
+def versions()->str:
+    "Return the versions of what does the work"
     import transformers
     torch_version = torch.__version__.split("+")[0]
-    return (f"{processor_name()}, one thread, Python {platform.python_version()}, "
-            f"torch {torch_version}, transformers {transformers.__version__}")
+    return (f"Python {platform.python_version()}, torch {torch_version}, "
+            f"transformers {transformers.__version__}")
+
+def machine()->str:
+    "Return what pairs were measured on"
+    return f"{processor_name()}, one thread, {versions()}"
 
 def quiet_libraries():
     "Silence the libraries, whose warnings do not belong between the rows"

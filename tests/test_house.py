@@ -86,6 +86,7 @@ MAY_USE = {
     "eval.stats": set(),
     "eval.tables": {"eval.benchmarks", "eval.rules", "eval.stats"},
     "files": set(),
+    "gpu": {"base", "files", "geometry", "plan", "prompts", "rollout", "speed", "train"},
     "geometry": {"tasks", "worlds.drawing", "worlds.drawn", "worlds.kit", "worlds.lessons",
                  "worlds.solutions", "worlds.start", "worlds.tiny_vl"},
     "hooks": {"loss"},

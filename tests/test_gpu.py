@@ -1,0 +1,86 @@
+"""The bench of a card, tried without one: each part is measured, or named, and what was measured
+stays. No test here looks at a clock."""
+import json
+
+import pytest
+import torch
+
+from calibrl import gpu
+from calibrl.cli import main
+
+MEASURED = ["making", "loading", "sampling", "step", "tiny", "generated"]
+
+
+@pytest.fixture(scope="module")
+def dry(tmp_path_factory):
+    "The folder of a dry run whose part `kernels` runs out of memory, and what it printed."
+    folder = tmp_path_factory.mktemp("bench")/"run"
+
+    def kernels(bench):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
+    parts = {kernels if part.__name__ == "kernels" else part: seconds
+             for part, seconds in gpu.PARTS.items()}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(gpu, "PARTS", parts)
+        patch.setattr(gpu, "find_spec", lambda name: None)
+        assert main(["bench", "--gpu", "--dry", "--out", str(folder)]) == 0
+    return folder
+
+
+def rows(folder):
+    "The parts of a record by name."
+    return {row["name"]: row for row in json.loads((folder/"gpu.json").read_text())["parts"]}
+
+
+def test_each_part_is_measured_or_named(dry):
+    parts = rows(dry)
+    measured = [name for name, row in parts.items() if not {"failed", "left_out"} & row.keys()]
+    assert measured == MEASURED
+    assert parts["kernels"]["failed"] == "out of memory"
+    assert "pip install" in parts["trl"]["left_out"]
+
+
+def test_what_a_step_is_stands_in_its_parts(dry):
+    parts = rows(dry)
+    size = gpu.TINY.size
+    written = size.prompts*size.responses*size.max_new_tokens
+    assert parts["sampling"]["tokens"] == written
+    step = parts["step"]
+    assert step["seconds"] == step["sampling_seconds"] + step["update_seconds"]
+    assert step["update_gib"] is None and step["update_gib_planned"] > 0
+    assert parts["making"]["parameters"] > 10**6
+
+
+def test_no_card_is_said_and_nothing_else_is_left(dry):
+    record = json.loads((dry/"gpu.json").read_text())
+    assert record["card"] is None and record["dry"]
+    assert (dry/"gpu.png").read_bytes()[:4] == b"\x89PNG"
+    assert {path.name for path in dry.iterdir()} <= {"gpu.json", "gpu.png", ".lock"}
+
+
+@pytest.mark.parametrize("line, word", [
+    ("bench --dry", "--dry belongs to --gpu"),
+    ("bench --gpu --quick", "--gpu measures other things"),
+    ("bench --gpu", "there is no GPU that torch can use")])
+def test_options_that_do_not_go_together(line, word, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert main(line.split()) == 2
+    assert word in capsys.readouterr().err and not (tmp_path/"runs").exists()
+
+
+def test_a_part_that_could_not_end_in_time_is_not_begun(tmp_path):
+    bench = gpu.Bench(gpu.SEVEN_B, "cpu", tmp_path)
+    assert "are left" in gpu.try_part(gpu.trl, bench, gpu.PARTS[gpu.trl] - 1)["left_out"]
+    assert sum(gpu.PARTS.values()) > gpu.LIMIT            # so that this can happen at all
+
+
+def test_the_shape_is_that_of_qwen():
+    from transformers import AutoModelForImageTextToText
+
+    from calibrl.speed import bench_processor, qwen_config
+    config = qwen_config(bench_processor(gpu.SEVEN_B.words), gpu.SEVEN_B.text, gpu.SEVEN_B.vision)
+    with torch.device("meta"):
+        model = AutoModelForImageTextToText.from_config(config)
+    assert config.text_config.vocab_size == 152_064
+    assert model.num_parameters() == 8_292_166_656        # as published
