@@ -17,22 +17,25 @@ import numpy as np
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from calibrl.base import (
-    FULL_PRECISION, add_adapter, base_of, model_config, model_processor, recompute_activations,
-    recomputes)
+from .base import (
+    FULL_PRECISION, add_adapter, base_of, model_processor, recompute_activations,
+    recomputes, shape_config)
 from .draws import AT_ONCE
 from .engine import head_logps, register_attention
 from .memory import takes_seen
+from .pace import card_named, measured_cards
 from .policy import Policy
 from .prompts import NO_LIMITS, check_pixels, prompter
 from .rollout import rollout
 from .train import Config, train_step
+from .windows import prepare_windows
 
 # %% ../nbs/04a_plan.ipynb #7f57ba19
 def on_paper(config,                  # of the model
              lora_rank=16,            # of its adapter
              dtype=torch.bfloat16,    # of its weights
              layers=None,             # build only so many layers of the language model
+             train_vision=False,      # the adapter reaches into the vision tower, too
             ):
     "Return a model with its adapter as shapes: it takes no memory, whatever its size."
     from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
@@ -50,7 +53,7 @@ def on_paper(config,                  # of the model
     auto = AutoModelForImageTextToText if sees else AutoModelForCausalLM
     with torch.device("meta"):
         model = auto.from_config(config, dtype=dtype, attn_implementation=register_attention())
-    return add_adapter(model.requires_grad_(False), lora_rank)
+    return add_adapter(model.requires_grad_(False), lora_rank, train_vision=train_vision)
 
 # %% ../nbs/04a_plan.ipynb #5a0c1e01
 NF4_BYTES = 1/2 + 1/64 + 4/(64*256)      # of a weight: 4 bits, its scale, the scale of scales
@@ -243,12 +246,21 @@ class Law(NamedTuple):
         one = self.along(layers, 1)
         return one + (self.along(layers, 2) - one)*(groups - 1)
 
+TRACED = {}      # peaks by what decides them: a plan asks for the same ones again
+
+def traced_peak(config, *sizes, **options)->int:      # as in `traced`
+    "Return the bytes of `traced` at the worst moment, traced once."
+    key = (config.to_json_string(), sizes, tuple(sorted(options.items())))
+    if key not in TRACED:
+        TRACED[key] = traced(config, *sizes, **options).peak
+    return TRACED[key]
+
 def peaks(config, group:Group, **options)->Law:    # options of `traced`
     "Return a function of the number of layers and groups: bytes at the worst moment."
     at = {}
     for layers in (2, 3):
         for groups in (1, 2):
-            at[layers, groups] = traced(config, groups, group, layers=layers, **options).peak
+            at[layers, groups] = traced_peak(config, groups, group, layers=layers, **options)
     return Law(at)
 
 # %% ../nbs/04a_plan.ipynb #5306ffe6
@@ -294,6 +306,51 @@ def update_bytes(config,                # of the model
         return law(layers, groups) + groups*image.patches*image.pixels*4 + unpacked
     return at
 
+# %% ../nbs/04a_plan.ipynb #2e798275
+SIDE = 8      # patches of the small pictures along each side
+
+def shallow(config, depth):      # layers of the vision tower
+    "Return a copy with so few layers of vision, and next to no language model."
+    config = copy.deepcopy(config)
+    config.vision_config.depth = depth
+    text = config.get_text_config()
+    text.num_hidden_layers = 1
+    text.intermediate_size = 64
+    text.vocab_size = 64
+    text.pad_token_id = None
+    if getattr(text, "layer_types", None):
+        text.layer_types = text.layer_types[:1]
+    return config
+
+def tower_peak(config, depth, images, lora_rank, dtype, gradient_checkpointing)->int:
+    "Return the bytes that learning through a few layers of vision allocates, for small pictures."
+    model = on_paper(shallow(config, depth), lora_rank, dtype, train_vision=True)
+    model = model.to_empty(device="cpu").train()       # numbers without meaning do as well
+    if gradient_checkpointing:
+        recompute_activations(model)
+    core = model.get_base_model().model
+    prepare_windows(core, register_attention())
+    grid = torch.tensor([[1, SIDE, SIDE]]*images)
+    pixels = torch.zeros(images*SIDE**2, image_sizes(config, 1).pixels, dtype=dtype)
+    with torch.enable_grad(), Meter([*model.parameters(), *model.buffers(), pixels]) as meter:
+        seen = core.visual(pixels, grid_thw=grid)
+        getattr(seen, "pooler_output", seen).sum().backward()
+    return meter.peak
+
+def tower_bytes(config, image_tokens, lora_rank, dtype, gradient_checkpointing):
+    "Return a function of the number of groups at once: bytes that their pictures keep in a tower."
+    vision = getattr(config, "vision_config", None)
+    if not hasattr(vision, "spatial_merge_size") or not hasattr(vision, "depth"):
+        raise ValueError("train_vision: the plan knows vision towers in the form of Qwen's only")
+
+    # What another picture of SIDE x SIDE patches adds, with two layers and with three
+    added = {depth: tower_peak(config, depth, 2, lora_rank, dtype, gradient_checkpointing)
+             - tower_peak(config, depth, 1, lora_rank, dtype, gradient_checkpointing)
+             for depth in (2, 3)}
+    whole = added[2] + (added[3] - added[2])*(vision.depth - 2)
+    patches = image_sizes(config, image_tokens).patches
+    return lambda groups: groups*patches*whole/SIDE**2
+
 # %% ../nbs/04a_plan.ipynb #565e9601
 def head_width(text)->int:      # configuration of a language model
     "Return how many numbers one attention head has."
@@ -309,8 +366,8 @@ def reading_peak(config, groups, group:Group, lora_rank, dtype)->float:
     text = config.get_text_config()
     kept = token_bytes(text, dtype.itemsize)
     alone = Group(group.P, 1, group.T)
-    meter = traced(config, groups, alone, lora_rank, dtype, 2, False, sampling=True)
-    return meter.peak - groups*(group.P + group.T)*kept*2/text.num_hidden_layers
+    peak = traced_peak(config, groups, alone, lora_rank, dtype, 2, False, sampling=True)
+    return peak - groups*(group.P + group.T)*kept*2/text.num_hidden_layers
 
 def reading_bytes(config, prompts, group:Group, lora_rank, dtype, read_tokens)->float:
     "Return the bytes that come and go while prompts and experts are read, some at a time."
@@ -462,10 +519,13 @@ def step_flops(model,                          # from `on_paper`
 MARGIN = 0.1      # of the GPU, left free
 
 def gpu_bytes(gpu)->float:
-    "Return the memory of a GPU, '24GB', '80 GB' or '24', in bytes."
-    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*(?:GiB|GB|G)?\s*", str(gpu), re.IGNORECASE)
+    "Return the memory of a GPU, '24GB', '80 GB', '24' or a card that was measured, in bytes."
+    card = card_named(gpu)
+    size = card.memory if card else str(gpu)
+    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*(?:GiB|GB|G)?\s*", size, re.IGNORECASE)
     if not found or not float(found[1]):
-        raise ValueError(f"gpu must be its memory, such as 24GB, not {gpu!r}")
+        known = ", ".join(card.card for card in measured_cards())
+        raise ValueError(f"gpu must be its memory, such as 24GB, or {known}, not {gpu!r}")
     return float(found[1])*2**30
 
 # %% ../nbs/04a_plan.ipynb #5a0c1e14
@@ -484,11 +544,25 @@ class Plan:
     micro_tokens: int              # packed tokens in one pass, or None for the most that fit
     gradient_checkpointing: bool   # recompute activations in the backward pass
     word_tokens: int = 0           # the instruction's and the system message's, where counted
+    sample_prompts: int = 0        # problems sampled at once; 0 for all of a step
+    mini_batches: int = 1          # updates a step: a micro-batch lies within one of them
+    train_vision: bool = False     # the adapter reaches into the vision tower, too
+    host: bool = False             # on a CPU: in 32 bits, and waiting images count
 
     @property
     def group(self)->Group:
         "Return the sizes of a prompt with its responses."
         return Group(self.prompt_tokens, self.responses, self.max_new_tokens)
+
+    @property
+    def dtype(self)->torch.dtype:
+        "Return what is computed in, as where a policy is loaded."
+        return torch.float32 if self.host else torch.bfloat16
+
+    @property
+    def sampled(self)->int:
+        "Return how many problems are sampled at once."
+        return min(self.prompts, self.sample_prompts or self.prompts)
 
     @property
     def room(self)->float:
@@ -500,9 +574,14 @@ ALWAYS = ("packed", "rest", "vision", "adapter", "gradient", "optimiser")      #
 
 def update_of(plan:Plan, largest):      # `largest`: numbers in the largest quantised matrix
     "Return a function of the number of groups at once: bytes that come and go in an update."
-    return update_bytes(plan.config, plan.group, plan.image_tokens, plan.bits, torch.bfloat16,
-                        largest, lora_rank=plan.lora_rank,
-                        gradient_checkpointing=plan.gradient_checkpointing)
+    language = update_bytes(plan.config, plan.group, plan.image_tokens, plan.bits, plan.dtype,
+                            largest, lora_rank=plan.lora_rank,
+                            gradient_checkpointing=plan.gradient_checkpointing)
+    if not plan.train_vision or not plan.image_tokens:
+        return language
+    tower = tower_bytes(plan.config, plan.image_tokens, plan.lora_rank, plan.dtype,
+                        plan.gradient_checkpointing)
+    return lambda groups: language(groups) + tower(groups)
 
 def flops_of(plan:Plan, paper, shared):      # `paper`: the model, from `on_paper`
     "Return the operations and tokens of a step, its prompts shared or repeated."
@@ -514,29 +593,30 @@ def groups_at_once(plan:Plan, largest):      # `largest`: groups that fit
     if not plan.micro_tokens:
         return max(1, largest)
     P, R, T = plan.group
-    return max(1, min(plan.prompts, plan.micro_tokens//(P + R*T)))
+    return max(1, min(plan.prompts//plan.mini_batches, plan.micro_tokens//(P + R*T)))
 
 # %% ../nbs/04a_plan.ipynb #5a0c1e18
 def estimate(plan:Plan)->dict:
     "Return everything in the plan, in bytes, tokens and operations."
     # What is there all the time
-    paper = on_paper(plan.config, plan.lora_rank)
-    fixed = weights(paper, plan.bits)
+    paper = on_paper(plan.config, plan.lora_rank, train_vision=plan.train_vision)
+    fixed = weights(paper, plan.bits, plan.dtype.itemsize)
     always = sum(fixed[name] for name in ALWAYS)
 
     # What comes and goes
-    sampling = sampling_bytes(plan.config, plan.prompts, plan.group, plan.image_tokens,
+    sampling = sampling_bytes(plan.config, plan.sampled, plan.group, plan.image_tokens, plan.dtype,
                               lora_rank=plan.lora_rank)
+    sampled = sampling_peak(sampling, plan.host)
     update = update_of(plan, fixed["largest"])
 
     # The largest micro-batch beside it, and the one of this plan
-    counts = range(plan.prompts, 0, -1)
+    counts = range(max(1, plan.prompts//plan.mini_batches), 0, -1)
     largest = next((count for count in counts if always + update(count) <= plan.room), 0)
     groups = groups_at_once(plan, largest)
     P, R, T = plan.group
     tokens = P + R*T
-    peak = always + max(sampling_peak(sampling), update(groups))
-    return {"fixed": fixed, "sampling": sampling, "always": always,
+    peak = always + max(sampled, update(groups))
+    return {"fixed": fixed, "sampling": sampling, "sampled": sampled, "always": always,
             "update": update(groups), "one_group": update(1), "room": plan.room,
             "group_tokens": tokens, "groups": groups, "largest": largest,
             "micro_tokens": largest*tokens, "peak": peak, "fits": peak <= plan.room,
@@ -550,21 +630,24 @@ def size_line(name, size)->str:      # bytes
 def title_lines(plan:Plan, needs)->list:      # `needs`: of `estimate`
     "Return the lines that say which model and which step."
     fixed = needs["fixed"]
+    wide = f"{8*plan.dtype.itemsize}"
     model = (f"{plan.config.model_type}: {fixed['parameters']:,} parameters, "
-             f"{fixed['quantised']:,} of them in {plan.bits or 16} bits; "
-             f"{fixed['trained']:,} trained (LoRA rank {plan.lora_rank})")
+             f"{fixed['quantised']:,} in {plan.bits or wide} bits;")
+    trained = f"{fixed['trained']:,} trained (LoRA rank {plan.lora_rank})"
     words = f", {plan.word_tokens} of instruction and system message" if plan.word_tokens else ""
     step = (f"a step: {plan.prompts} prompts of {plan.prompt_tokens} tokens "
-            f"({plan.image_tokens} of image{words}), {plan.responses} responses of up to "
-            f"{plan.max_new_tokens}, an expert each")
-    return [model, step]
+            f"({plan.image_tokens} of image{words}),")
+    answers = f"{plan.responses} responses of up to {plan.max_new_tokens}, an expert each"
+    part = f"; {plan.sampled} prompts sampled at once" if plan.sampled < plan.prompts else ""
+    return [model, f"  {trained}", step, f"  {answers}{part}"]
 
 def fixed_lines(plan:Plan, needs)->list:
     "Return the lines of what is there all the time."
     fixed = needs["fixed"]
     trained = fixed["adapter"] + fixed["gradient"] + fixed["optimiser"]
     return [f"  {'always there':58}{'GiB':>8}",
-            size_line(f"language model in {plan.bits or 16} bits", fixed["packed"]),
+            size_line(f"language model in {plan.bits or 8*plan.dtype.itemsize} bits",
+                      fixed["packed"]),
             size_line("embeddings, norms, head", fixed["rest"]),
             size_line("vision tower and projector", fixed["vision"]),
             size_line("adapter, its gradient, AdamW", trained)]
@@ -596,27 +679,27 @@ def verdict_line(needs)->str:
     # Not one group: nothing else is worth saying
     fits = "fits" if needs["fits"] else "DOES NOT FIT"
     if not needs["largest"]:
-        return (f"  {fits}; not one group fits beside the weights (it takes "
-                f"{needs['one_group']/2**30:.2f} GiB): fewer responses, shorter ones, or "
-                "--gradient-checkpointing")
+        return (f"  {fits}: not one group fits beside the weights\n"
+                f"  (it takes {needs['one_group']/2**30:.2f} GiB): fewer responses,"
+                " or shorter ones")
 
     # What is too much: sampling, or what was asked for
     line = (f"  {fits}; the largest micro-batch: {needs['largest']} groups, "
             f"micro_tokens = {needs['micro_tokens']:,}")
     if needs["fits"]:
         return line
-    if needs["always"] + sampling_peak(needs["sampling"]) > needs["room"]:
-        return line + "; sampling does not fit: fewer prompts or responses a step"
-    return line + "; the micro_tokens asked for do not fit"
+    if needs["always"] + needs["sampled"] > needs["room"]:
+        return line + ";\n  sampling does not fit: fewer prompts or responses at once"
+    return line + ";\n  the micro_tokens asked for do not fit"
 
 def flops_line(needs)->str:
     "Return the line of operations and tokens, prompts shared and repeated."
     ours, theirs = needs["work"], needs["repeated"]
     flops = ours["sampling"] + ours["update"]
     more = theirs["sampling"] + theirs["update"]
-    return (f"  {flops/1e15:.2f} PFLOP and {ours['tokens']:,} tokens a step; "
-            f"with each prompt repeated for its responses {more/1e15:.2f} "
-            f"({more/flops:.1f} x) and {theirs['tokens']:,}")
+    return (f"  {flops/1e15:.2f} PFLOP and {ours['tokens']:,} tokens a step; with each prompt "
+            f"repeated\n  for its responses {more/1e15:.2f} ({more/flops:.1f} x) and"
+            f" {theirs['tokens']:,}")
 
 # %% ../nbs/04a_plan.ipynb #6d80d025
 def plan_lines(plan:Plan, needs)->list:      # `needs`: of `estimate`
@@ -716,7 +799,7 @@ that fits."""
     check_sizes(lora_rank=lora_rank, prompts=prompts, responses=responses,
                 prompt_tokens=prompt_tokens, max_new_tokens=max_new_tokens,
                 micro_tokens=micro_tokens or 1)
-    config = model_config(model) if isinstance(model, (str, os.PathLike)) else model
+    config = shape_config(model) if isinstance(model, (str, os.PathLike)) else model
     image_tokens = image_share(config, prompt_tokens, image_tokens, min_pixels, max_pixels)
     word_tokens = words_share(model, config, prompt_tokens - image_tokens, instruction, system)
     gpu_bytes(gpu)      # refuses what is no memory, before anything is traced

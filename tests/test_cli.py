@@ -27,7 +27,7 @@ def test_help_and_version(capsys):
     ("train --alhpa=0.3", "did you mean --alpha?"),
     ("train rows.jsonl", "'rows.jsonl' belongs to no option"),
     ("train --out", "--out: expected one argument"),
-    ("plan tiny --model tiny", "calibrl plan MODEL"),
+    ("report --run a", "calibrl report RUN"),
     ("report", "required: run"),
     ("ask", "required: question"),
     ("ask What is x?", "no picture at 'What'"),

@@ -1,13 +1,24 @@
 """What a run is told: each option is a flag, a line of TOML and a line of the run's config.toml,
 and what is left out comes from a preset that suits the model."""
-from dataclasses import asdict, fields
+import json
+import re
+import shlex
+from dataclasses import asdict, fields, replace
 
 import pytest
+import torch
+from PIL import Image
 
+from calibrl import base
 from calibrl.cli import flag_of, main, make_parser, parameters_of
 from calibrl.config import PRESETS, Config, load_config, save_config
+from calibrl.geometry import problems, tiny_checkpoint
+from calibrl.plan import SIDE, Meter, on_paper, tower_bytes, tower_peak
+from calibrl.policy import Policy
+from calibrl.runs import fit, options as options_room, start
 from calibrl.runs.folder import RunSpec
 from calibrl.runs.options import run_options
+from calibrl.tasks import Problem
 
 SETTINGS = {field.name: field for kind in (Config, RunSpec) for field in fields(kind)}
 OTHER_TEXTS = {"method": "grpo", "gap": "mean", "reduce": "seq-mean-token-sum", "rows": "plain",
@@ -71,8 +82,8 @@ def test_a_real_model_is_not_trained_like_the_embedded_one(capsys):
     cfg, _ = settled(["--model", "some/model"])
     said = capsys.readouterr().out.splitlines()
     assert cfg == Config(**PRESETS["single-gpu"])
-    assert len(said) == 1 and said[0].startswith("preset single-gpu for this model: ")
-    assert "1e-05" in said[0] and "1,024 new tokens" in said[0]
+    assert len(said) == 1 and said[0].startswith("preset single-gpu: ")
+    assert "1e-05" in said[0] and "1,024 new tokens" in said[0] and len(said[0]) <= 80
 
     # a preset that is named, and the embedded policy, say nothing
     assert settled(["--model", "some/model", "--preset", "demo"])[0] == Config()
@@ -112,3 +123,182 @@ def test_a_file_with_a_wrong_option_for_the_run_is_named(tmp_path, capsys, monke
     (tmp_path/"mine.toml").write_text('[run]\nbits = "four"\n')
     assert main(["train", "--config", "mine.toml"]) == 2
     assert "mine.toml: bits must be a whole number" in capsys.readouterr().err
+
+
+# The same line with plan or train in front
+
+class Noted(Exception):
+    "Raised where a test has seen enough."
+
+
+def noting(seen):
+    "A function that notes its first arguments and goes no further."
+    def note(*args, **kwargs):
+        seen.append(args[:2])
+        raise Noted
+    return note
+
+
+def test_plan_takes_every_option_of_train():
+    assert parameters_of("train").keys() < parameters_of("plan").keys()
+    for name, parameter in parameters_of("train").items():
+        assert name == "model" or parameters_of("plan")[name] == parameter
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+def test_plan_and_train_see_the_same_setting(name, monkeypatch):
+    """Each option by its flag, later ones unasked: what is planned for is what would be trained."""
+    planned, trained = [], []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)      # a plan is of a GPU
+    monkeypatch.setattr(fit, "planned_lengths", noting(planned))
+    monkeypatch.setattr(start, "start", lambda out, *rest: noting(trained)(*rest))
+    words = ["--model", "tiny", *flags_for(name)]
+    for command in ("plan", "train"):
+        with pytest.raises(Noted):
+            main([command, *words])
+    assert planned == trained
+    assert asdict(planned[0][0]) | asdict(planned[0][1]) != asdict(Config()) | asdict(RunSpec())
+
+
+def test_the_plan_that_is_shown_is_the_one_that_a_run_is_held_to(monkeypatch, tmp_path):
+    "Both ways to the same bytes: only what the device has free may differ."
+    made = []
+    estimate = fit.estimate
+
+    def note(plan):
+        made.append(plan)
+        return estimate(plan)
+
+    monkeypatch.setattr(fit, "estimate", note)
+    monkeypatch.setattr(fit, "is_embedded", lambda model: False)
+    monkeypatch.setattr(fit, "recomputes", lambda asked, device: True)
+    options = {"model": "tiny", "data": "geometry", "prompts": 4, "sample_prompts": 2,
+               "micro_tokens": 500, "max_new_tokens": 16, "preset": "demo"}
+    monkeypatch.setattr(options_room, "is_embedded", lambda model: False)
+    cfg, spec = run_options(options, gpu=True)
+    model = tiny_checkpoint()
+    lengths = fit.measure(problems(40), fit.prompter(fit.processor_at_hand(model)))
+    fit.plan_run(options, "24GB", lengths.prompt, lengths.image)
+    monkeypatch.setattr(fit, "free_memory", lambda device: 24*2**30)
+    fit.check_fit(cfg, spec, model, problems(40), "cpu")
+    shown, held = made
+    assert held.host and not shown.host
+    assert shown.sampled == held.sampled == 2 and shown.micro_tokens == 500
+    same = dict(host=False, gpu="24GB", config=None)
+    assert replace(shown, **same) == replace(held, **same)
+
+
+def test_a_plan_ends_with_the_command_that_fits(capsys):
+    "The command is read again by the same parser, and its plan is the one that was shown."
+    line = "plan Qwen/Qwen3-VL-2B-Instruct --gpu 7GB --prompt-tokens 512 --sample-prompts 16"
+    assert main([*line.split(), "--price", "2"]) == 0
+    shown = capsys.readouterr().out
+    assert all(len(row) <= 80 for row in shown.splitlines())
+    assert " hours for 200 steps, " in shown and "not measured on this card" in shown
+    command = shown[shown.index("calibrl train"):].replace("\\\n", " ").splitlines()[0]
+    words = shlex.split(command)[2:]
+    assert "--max-prompt-tokens 512" in command
+    assert int(words[words.index("--sample-prompts") + 1]) < 16
+    assert main(["plan", *words, "--gpu", "7GB"]) == 0
+    again = capsys.readouterr().out
+    assert "made to fit" in shown and "made to fit" not in again
+    peak = re.findall("^  at most .*$", shown, flags=re.M)
+    assert peak and peak == re.findall("^  at most .*$", again, flags=re.M)
+
+
+def test_a_plan_that_cannot_be_made_to_fit_says_what_would_have_to_give(capsys):
+    line = "plan Qwen/Qwen3-VL-2B-Instruct --gpu 4GB --prompt-tokens 512"
+    assert main(line.split()) == 1
+    shown = capsys.readouterr().out
+    assert "DOES NOT FIT" in shown and "calibrl train" not in shown
+    given = shown[shown.index("Each of these alone would do:"):].splitlines()[1:]
+    assert given[-1].strip().startswith("a GPU of ")
+    assert main([*line.split(), *given[0].split()]) == 0      # and it does
+    larger = given[-1].split()[-2]
+    assert main(f"plan Qwen/Qwen3-VL-2B-Instruct --gpu {larger}GB --prompt-tokens 512".split()) == 0
+
+
+def test_train_refuses_in_one_line_what_cannot_fit(monkeypatch, tmp_path, capsys):
+    "Before a weight is loaded, and no folder stays behind."
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(fit, "is_embedded", lambda model: False)
+    monkeypatch.setattr(start, "load_policy", noting([]))
+    words = ["train", "--model", str(tiny_checkpoint()), "--steps", "1", "--prompts", "16"]
+    free = []
+    monkeypatch.setattr(fit, "free_memory", lambda device: free[0])
+    free[:] = [2**20]
+    assert main(words) == 2
+    error = capsys.readouterr().err.strip().splitlines()
+    assert len(error) == 1 and "this run needs " in error[0] and "calibrl plan" in error[0]
+    assert not any(tmp_path.iterdir())
+
+    # with room, or where it is not asked, it goes on to the weights
+    for more in (["--no-memory-check"], []):
+        free[:] = [2**20 if more else 2**36]
+        with pytest.raises(Noted):
+            main([*words, *more])
+
+
+def test_a_model_that_no_plan_knows_is_tried_all_the_same(monkeypatch, capsys):
+    def refuse(plan):
+        raise NotImplementedError("no such layer")
+
+    monkeypatch.setattr(fit, "estimate", refuse)
+    monkeypatch.setattr(fit, "is_embedded", lambda model: False)
+    fit.check_fit(Config(), RunSpec(), tiny_checkpoint(), problems(4), "cpu")
+    assert "memory was not checked beforehand (no such layer)" in capsys.readouterr().err
+
+
+def test_prompts_are_measured_where_data_and_processor_are_at_hand(tmp_path):
+    rows = [{"question": "1 + 1 = ?" + " and so on"*n, "answer": "2"} for n in range(3)]
+    (tmp_path/"sums.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    model = tiny_checkpoint()
+    spec = RunSpec(data=str(tmp_path/"sums.jsonl"))
+    found = fit.planned_lengths(Config(), spec, model)
+    longer = fit.planned_lengths(Config(system="You are kind and patient."), spec, model)
+    assert longer.prompt > found.prompt and found.image == 0
+    assert found.about == f"the longest of 3 prompts has {found.prompt} tokens"
+    assumed = fit.planned_lengths(Config(), replace(spec, model="a/b"), "a/b")
+    assert assumed.prompt == 1024 and "assumed" in assumed.about
+
+
+@pytest.mark.parametrize("name, billions", [
+    ("Qwen2.5-VL-3B-Instruct", 3.75), ("Qwen2.5-VL-7B-Instruct", 8.29),
+    ("Qwen3-VL-2B-Instruct", 2.13),
+    ("Qwen3-VL-4B-Thinking", 4.44), ("Qwen3-VL-8B-Instruct", 8.77)])
+def test_carried_shapes_have_as_many_parameters_as_published(name, billions, monkeypatch):
+    "And no network is asked."
+    monkeypatch.setattr(base, "model_config", noting([]))
+    paper = on_paper(base.shape_config(f"Qwen/{name}"))
+    numbers = sum(weight.numel() for key, weight in paper.named_parameters() if "lora_" not in key)
+    assert round(numbers/1e9, 2) == billions
+
+
+@pytest.mark.parametrize("kind", ["qwen2_5_vl", "qwen3_vl"])
+def test_what_a_trained_tower_keeps_is_what_was_said(kind, checkpoint):
+    "The same meter over a real pass, with the tower trained and frozen."
+    peak = {}
+    for trained in (False, True):
+        policy = Policy.from_pretrained(checkpoint(kind), lora_rank=4, train_vision=trained,
+                                        gradient_checkpointing=False)
+        problem = Problem("What is it?", "1", images=(Image.new("RGB", (448, 448)),))
+        ids = policy.prompt(problem)["input_ids"]
+        tokens = int((ids == policy.processor.image_token_id).sum())
+        known = [*policy.model.parameters(), *policy.model.buffers(), policy.no_chance]
+        with Meter(known) as meter:
+            policy.logps([problem], ["abc"]).logp.sum().backward()
+        peak[trained] = meter.peak
+    said = tower_bytes(policy.model.config, tokens, 4, torch.float32, False)(1)
+    assert said == pytest.approx(peak[True] - peak[False], rel=.3)
+
+
+@pytest.mark.parametrize("recompute", [True, False])
+@pytest.mark.parametrize("kind", ["qwen2_5_vl", "qwen3_vl"])
+def test_a_deeper_tower_and_more_pictures_extrapolate(kind, recompute, checkpoint):
+    config = base.model_config(checkpoint(kind))
+    config.vision_config.depth = 6
+    options = (4, torch.float32, recompute)
+    added = tower_peak(config, 6, 4, *options) - tower_peak(config, 6, 1, *options)
+    merged = config.vision_config.spatial_merge_size**2
+    tokens = SIDE**2//merged      # of one small picture
+    assert tower_bytes(config, tokens, *options)(3) == pytest.approx(added, rel=.1)

@@ -1,11 +1,9 @@
 """The figures of the tutorials: numbers are the package's, text is data, and wrong input is
 refused by name."""
-import inspect
 import itertools
 import json
 import re
 import shlex
-from dataclasses import fields
 from pathlib import Path
 
 import pytest
@@ -14,9 +12,7 @@ pytest.importorskip("matplotlib").use("Agg")
 import matplotlib.pyplot as plt
 
 from calibrl import viz
-from calibrl.cli import COMMANDS, make_parser
-from calibrl.plan import plan
-from calibrl.train import Config, load_config
+from calibrl.cli import COMMANDS, main, read_options
 
 ROOT = Path(__file__).resolve().parent.parent
 RECORD = viz.read_group(ROOT/"nbs/records/group.json")
@@ -147,69 +143,59 @@ def test_the_page_on_performance_shows_what_the_gpu_gave():
     assert gpu["machine"] in shown and gpu["model"] in shown
 
 
+PAGES = [*sorted((ROOT/"nbs").glob("*.md")), *sorted((ROOT/"nbs/pages").glob("*.md")),
+         *sorted((ROOT/"nbs/pages").glob("*.ipynb")),
+         *sorted((ROOT/"nbs/tutorials").glob("*.ipynb")),
+         ROOT/"nbs/index.ipynb", ROOT/"README.md", ROOT/"CONTRIBUTING.md"]
+
+
+def texts(path):
+    "The text of a page, or of its cells, each with whether all of it is code."
+    text = path.read_text(encoding="utf-8")
+    if path.suffix == ".md":
+        return [(text, False)]
+    return [("".join(cell["source"]), cell["cell_type"] == "code")
+            for cell in json.loads(text)["cells"]]
+
+
 def commands():
-    "The lines of the tutorials and of the first page that are meant for a shell."
-    for path in [*sorted((ROOT/"nbs/tutorials").glob("*.ipynb")), ROOT/"nbs/index.ipynb"]:
-        for cell in json.loads(path.read_text(encoding="utf-8"))["cells"]:
-            source = "".join(cell["source"]).replace("\\\n", " ")
-            yield from re.findall(r"^!?calibrl (.+)$", source, flags=re.M)
+    "The commands of first page, tutorials and pages: lines for a shell, and those amid the text."
+    for path in PAGES:
+        for text, is_code in texts(path):
+            text = text.replace("\\\n", " ")
+            blocks = [text] if is_code else re.findall(r"^```\w*\n(.*?)^```", text, re.M | re.S)
+            for block in blocks:
+                yield from re.findall(r"^ *!?(?:uv run )?calibrl (.+)$", block, flags=re.M)
+            yield from re.findall(r"`calibrl ([^`\n]* --[^`\n]*)`", text)
 
 
-def parsed(line):
-    "The command of a line and its options."
+def split(line):
+    "The command of a line, and its other words."
     words = shlex.split(line, comments=True)
     name = next(n for n in (" ".join(words[:2]), words[0]) if n in COMMANDS)
-    return name, vars(make_parser(name).parse_args(words[len(name.split()):]))
+    return name, words[len(name.split()):]
 
 
-LARGE = [line for line in dict.fromkeys(commands()) if "7B" in line]
+COMMAND_LINES = list(dict.fromkeys(commands()))
+LARGE = [line for line in COMMAND_LINES if "7B" in line and split(line)[0] in ("plan", "train")]
 
 
-@pytest.mark.parametrize("line", list(dict.fromkeys(commands())))
+@pytest.mark.parametrize("line", COMMAND_LINES)
 def test_the_commands_have_options_that_exist(line):
-    parsed(line)
+    name, words = split(line)
+    read_options(name, words)
 
 
-@pytest.fixture(scope="module")
-def seven(tmp_path_factory):
-    "A folder with the configuration of a Qwen2.5-VL-7B, as published, and no weights."
-    from transformers import Qwen2_5_VLConfig
-    folder = tmp_path_factory.mktemp("seven")
-    rope = {"rope_type": "default", "rope_theta": 1e6, "mrope_section": [16, 24, 24]}
-    text = dict(hidden_size=3584, intermediate_size=18944, num_hidden_layers=28,
-                num_attention_heads=28, num_key_value_heads=4, vocab_size=152064,
-                rope_parameters=rope)
-    vision = dict(depth=32, hidden_size=1280, intermediate_size=3420, num_heads=16,
-                  out_hidden_size=3584)
-    Qwen2_5_VLConfig(text_config=text, vision_config=vision,
-                     tie_word_embeddings=False).save_pretrained(folder)
-    return str(folder)
+@pytest.mark.parametrize("line", LARGE)
+def test_the_large_commands_fit_on_the_card_they_name(line, capsys):
+    name, words = split(line)
+    gpu = ["--gpu", "24GB"] if name == "train" else []
+    named = name == "plan" or "--max-prompt-tokens" in words
+    assert named, "without --max-prompt-tokens no plan can hold"
+    assert main(["plan", *words, *gpu]) == 0
+    assert "  fits; " in capsys.readouterr().out
 
 
-def settings_of(options):
-    "What `calibrl plan` asks about, as a training command has it."
-    cfg = load_config(None, options.get("preset"), **{
-        f.name: options[f.name] for f in fields(Config) if f.name in options})
-    return dict(bits=options.get("bits") or 16, lora_rank=options["lora_rank"],
-                prompt_tokens=options.get("max_prompt_tokens"), prompts=cfg.prompts,
-                responses=cfg.responses, max_new_tokens=cfg.max_new_tokens,
-                micro_tokens=cfg.micro_tokens, gradient_checkpointing=cfg.gradient_checkpointing)
-
-
-@pytest.mark.parametrize("line", [x for x in LARGE if x.startswith("train ")])
-def test_the_plan_accepts_the_training_commands(line, seven):
-    settings = settings_of(parsed(line)[1])
-    assert settings["prompt_tokens"], "without --max-prompt-tokens no plan can hold"
-    assert plan(seven, "24GB", **settings)["fits"]
-
-
-@pytest.mark.parametrize("line", [x for x in LARGE if x.startswith("plan ")])
-def test_the_plan_accepts_the_plans_that_are_shown(line, seven):
-    options = parsed(line)[1]
-    known = inspect.signature(plan).parameters.keys() & options.keys() - {"model"}
-    assert plan(seven, **{name: options[name] for name in known})["fits"]
-
-
-def test_a_plan_that_does_not_fit_is_told(seven):
-    line = "train --model 7B --bits 4 --prompts 32 --max-prompt-tokens 2048 --max-new-tokens 2048"
-    assert not plan(seven, "24GB", **settings_of(parsed(line)[1]))["fits"]
+def test_the_pages_hold_such_commands():
+    names = {split(line)[0] for line in LARGE}
+    assert names == {"plan", "train"} and len(COMMAND_LINES) > 10

@@ -65,9 +65,9 @@ def usual_bits(asked,      # 4, 8, 16 or None
 
 def said_preset(cfg:Config, bits)->str:
     "Return the line that says what was chosen for a model."
-    width = f"{bits} bits" if bits else "full precision"
-    return (f"preset {REAL} for this model: {width}, lr {cfg.lr:g}, up to {cfg.max_new_tokens:,}"
-            " new tokens (--preset names another)")
+    width = f"{bits} bits" if bits else "unquantised"
+    return (f"preset {REAL}: {width}, lr {cfg.lr:g}, up to {cfg.max_new_tokens:,} new tokens"
+            " (--preset NAME)")
 
 def run_options(options:dict,     # of `calibrl train`, None where not given
                 gpu=None,         # whether there is a GPU; default: as torch says

@@ -16,6 +16,7 @@ from ..files import write_atomic, write_jsonl
 from ..parallel import all_gather, processes, shard_layers
 from ..rollout import Policy, recomputes
 from .checkpoints import checkpoints
+from .fit import check_fit
 from .folder import RunSpec, claim_run, is_free, other_options, read_run, run_notes
 from .launch import join_processes, leave_processes, lost_partner, sharded_dtype
 from .loop import run_in_folder
@@ -191,12 +192,16 @@ def train_or_say(run:Run, policy:Policy, problems:list, tracker, held, judge):
                            f" stops; {kept}: give the same command again ({why})") from None
 
 # %% ../../nbs/runs/start.ipynb #9d2f0c10
-def train_run(run:Run, device, dtype, tracker):
+def train_run(run:Run, device, dtype, tracker,
+              memory_check=True,     # ask first whether it fits
+             ):
     "Load what a run is made from, train, report."
     model = model_path(run.spec.model, run.spec.adapter)
     problems = run.problems(model)
     held = validation_problems(run.spec, problems, model, **prompt_options(run.cfg))
     judge = own_judge(run.spec.reward, problems)
+    if memory_check and not dtype:      # a base that is spread over devices is not planned
+        check_fit(run.cfg, run.spec, model, problems, device)
     policy = run.policy(model, device, dtype)
     drop_experts(policy, problems, run.spec.on_bad)
 
@@ -210,6 +215,7 @@ def train_run(run:Run, device, dtype, tracker):
 
 def start(out, cfg:Config, spec:RunSpec,
           tracker=None,     # a name in `calibrl.runs.logs.TRACKERS`
+          memory_check=True,     # refuse what cannot fit, before a weight is loaded
          ):
     "Find the run folder, load what is needed, train, report."
     check_val(spec)
@@ -220,7 +226,7 @@ def start(out, cfg:Config, spec:RunSpec,
             print(f"{run.out} is finished: {run.cfg.steps} steps; nothing to do. More --steps go on"
                   f" with it. To look at: {run.out/'report.html'}")
         else:
-            train_run(run, device, dtype, tracker)
+            train_run(run, device, dtype, tracker, memory_check)
     leave_processes()
 
 # %% ../../nbs/runs/start.ipynb #b04934b1
