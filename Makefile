@@ -30,7 +30,7 @@ test-families: $(VENV)/.dev ## a table over all tiny families; some: make test-f
 	$(CHECK) $(BIN)/python tests/family_table.py $(ARGS)
 
 test-trl: $(VENV)/.dev ## the trainer for TRL against our engine, and its notebook (Python 3.11 or newer)
-	$(CHECK) $(BIN)/python -m pytest tests/test_trl.py $(ARGS)
+	$(CHECK) CALIBRL_TWO_PROCESSES=1 $(BIN)/python -m pytest tests/test_trl.py $(ARGS)
 	$(CHECK) $(BIN)/nbdev_test --path nbs/05_trl.ipynb --flags trl --do_print
 
 install: $(VENV)/.run ## install calibrl into .venv, to run it

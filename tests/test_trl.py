@@ -2,10 +2,12 @@
 the same gradients. `make test-trl` runs this file; it is skipped where TRL is not installed."""
 import hashlib
 import inspect
+import os
 import pickle
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -374,6 +376,44 @@ def test_a_verdict_is_a_boolean(world):
     wrong = torch.tensor([[0.5], [1.]])
     with pytest.raises(ValueError, match="lucky must return 1"):
         ours.verdicts(wrong, w.trainer.reward_func_names, "lucky")
+
+
+TWO = """
+import torch, test_trl
+from pathlib import Path
+w = test_trl.World(Path({folder!r}), "algebra", per_device_train_batch_size=6)
+start = 6*w.trainer.accelerator.process_index
+twelve = [w.rows[i//4 % 2*4] for i in range(12)]
+w.rows = twelve[start:start + 6]
+w.sample()
+wide = torch.nn.functional.pad(w.batch["expert_logps"], (0, 99))[:, :99]
+every = w.trainer.accelerator.gather(wide)
+for live in (False, True):
+    w.args.live = live
+    w.sample()
+    loss = w.trainer._compute_loss(w.trainer.model, w.batch)
+    loss.backward()
+    assert loss.isfinite()
+if start == 0:
+    apart = [(every[i] - every[j]).abs().max().item() for i, j in ((4, 6), (0, 4))]
+    print("apart", *apart)
+"""
+
+
+@pytest.mark.skipif("CALIBRL_TWO_PROCESSES" not in os.environ,
+                    reason="two processes take half a minute: make test-trl")
+def test_two_processes_share_a_group(tmp_path):
+    "Rows 4 to 7 are one group, whose first two are in one process and the others in the next."
+    script = tmp_path/"two.py"
+    script.write_text(TWO.format(folder=str(tmp_path)), encoding="utf-8")
+    tests = str(Path(__file__).parent)
+    done = subprocess.run(
+        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2",
+         str(script)], capture_output=True, text=True, timeout=300,
+        env=os.environ | {"PYTHONPATH": f"{tests}:{Path(tests).parent}", "OMP_NUM_THREADS": "1"})
+    assert done.returncode == 0, done.stderr[-2000:]
+    same, other = done.stdout.split("apart")[1].split()[:2]
+    assert float(same) < TOLERANCE < float(other)
 
 
 def test_without_trl_one_line_says_so():
