@@ -605,6 +605,22 @@ def test_docs_settings_agree_with_settings_ini():
         assert value in text
 
 
+def test_the_readme_clones_from_the_address_of_the_settings():
+    text = (ROOT/"README.md").read_text(encoding="utf-8")
+    url = CONFIG["git_url"] % CONFIG if "%" in CONFIG["git_url"] else CONFIG["git_url"]
+    assert f"git clone {url} && cd {CONFIG['repo']}" in text
+
+
+def test_what_needs_a_newer_python_says_so():
+    """uv finds versions for every Python that is allowed at once: a package that has none for the
+    oldest would stop `uv sync`. These two begin with 3.11."""
+    from packaging.requirements import Requirement
+    needs = " ".join(value for key, value in CONFIG.items() if key.endswith("requirements"))
+    for need in map(Requirement, needs.split()):
+        if need.name in ("trl", "smalldocs"):
+            assert need.marker and not need.marker.evaluate({"python_version": "3.10"}), need
+
+
 def test_readme_is_made_from_the_index():
     from readme import readme
     made = readme(ROOT/"nbs/index.ipynb")
