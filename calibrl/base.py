@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 
 from .files import asset_path, read_object, replace_folder, write_atomic
-from .prompts import one_line
+from .prompts import limit_pixels, one_line
 
 # %% ../nbs/01c_base.ipynb #175a7150
 # Model types that tests cover; others are tried at load, as these are
@@ -390,6 +390,8 @@ def export(run:str,               # run folder, or folder of an adapter
            model:str=None,        # its base in 16 bits (default: the one it was trained on)
            dtype:str="bf16",      # of the merged weights: bf16, fp16 or fp32
            device:str="cpu",      # where to merge
+           min_pixels:int=None,   # of a picture, as it was trained (default: as the base has it)
+           max_pixels:int=None,   # the same
           ):
     """Merge an adapter into the 16-bit weights of its base, for serving.
 
@@ -399,6 +401,7 @@ def export(run:str,               # run folder, or folder of an adapter
     base = model or named
     check_export(run, out, base, dtype)
     frozen, processor = load_base(base, device=device, dtype=DTYPES[dtype])
+    limit_pixels(processor, min_pixels, max_pixels)
     merged = add_adapter(frozen, adapter=folder).merge_and_unload(safe_merge=True)
 
     # All of it or nothing

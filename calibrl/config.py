@@ -172,8 +172,8 @@ PRESETS = {
     # the defaults: the embedded world, minutes on a CPU
     "demo": {},
     # [C], all of it, but for sample_prompts: ours, what one sampling pass holds in memory
-    "paper": dict(steps=20, prompts=480, responses=10, mini_batches=4, max_new_tokens=4096,
-                  lr=1e-6, sample_prompts=16),
+    "paper": dict(instruction="paper", steps=20, prompts=480, responses=10, mini_batches=4,
+                  max_new_tokens=4096, lr=1e-6, sample_prompts=16),
     # ours
     "single-gpu": dict(steps=200, prompts=16, responses=8, mini_batches=2, max_new_tokens=1024,
                        lr=1e-5, sample_prompts=4)}

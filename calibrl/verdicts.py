@@ -59,7 +59,8 @@ def subject(model,              # transformers model
             weights:str,        # their fingerprint
             **more)->dict:      # what else counts, as text
     "Return all that a verdict on a model depends on."
-    shapes = [(name, tuple(weight.shape), str(weight.dtype))
+    # the same with an adapter around its layers as without
+    shapes = [(name.replace(".base_layer", ""), tuple(weight.shape), str(weight.dtype))
               for name, weight in model.named_parameters() if "lora_" not in name]
     return surroundings() | more | {
         "model": model.config.model_type,

@@ -14,7 +14,7 @@ from calibrl.cli import main
 from calibrl.config import Config, load_config
 from calibrl.eval import evaluate
 from calibrl.eval.hashes import prompts_of
-from calibrl.prompts import INSTRUCTIONS, prompt_text
+from calibrl.prompts import INSTRUCTIONS, pixels_of, prompt_text
 from calibrl.rollout import Policy, expert_rows, rollout
 from calibrl.tasks import Problem
 from calibrl.verify import sandbox
@@ -253,6 +253,12 @@ def test_a_run_is_asked_as_it_is_told_and_evaluated_alike(asked, tmp_path, capsy
     assert main([*grade[:-1], str(tmp_path/"other"), "--instruction", "ours", "--system", "none",
                  "--max-pixels", "12544"]) == 0
     assert asked[2:] == [(None, 16)]
+
+    # what is exported for serving has pictures of that size
+    assert main(["export", str(run), "--out", str(tmp_path/"merged")]) == 0
+    from transformers import AutoProcessor
+    processor = AutoProcessor.from_pretrained(tmp_path/"merged", trust_remote_code=False)
+    assert pixels_of(processor).most == 3136
 
 
 def test_the_text_of_a_file_is_kept_not_its_name(tmp_path, capsys):

@@ -126,7 +126,11 @@ def export_run(run:str,               # run folder, or folder of an adapter
     out = Path(out)
     base = model or find_adapter(run)[1] or "its base"
     lines = card_lines(out.name, base, run)     # a run that cannot be read is said before the work
-    export(run, str(out), model, dtype, device)
+    folder = run_around(run)
+    trained = read_run(folder)[0] if folder is not None else Config()
+
+    # pictures come in the sizes that it was trained with
+    export(run, str(out), model, dtype, device, trained.min_pixels, trained.max_pixels)
 
     # all of it is there, and what it reads is known
     is_visual = "vision_config" in read_object(out/"config.json")
