@@ -3,7 +3,7 @@ import os
 import re
 import subprocess
 import sys
-from importlib.metadata import PackageNotFoundError, packages_distributions, requires
+from importlib.metadata import PackageNotFoundError, files, requires
 from pathlib import Path
 
 import pytest
@@ -30,6 +30,14 @@ def spelled(distribution):
     return re.sub(r"[-_.]+", "-", distribution).lower()
 
 
+def installed_files(distribution):
+    "The files of a distribution, none of one that is not installed."
+    try:
+        return files(distribution) or ()
+    except PackageNotFoundError:
+        return ()
+
+
 def needs(distribution):
     "What a distribution asks for, extras apart; nothing of one that is not installed."
     try:
@@ -39,23 +47,16 @@ def needs(distribution):
     return [re.match(r"[\w.-]+", line)[0] for line in lines if "extra ==" not in line]
 
 
-def with_what_they_need(distributions):
-    "Distributions and all that pip installs with them, extras apart."
-    found = set()
+def modules_of(distributions):
+    "The names under which distributions and all that pip installs with them are imported."
+    found = {}
     waiting = list(distributions)
     while waiting:
         name = spelled(waiting.pop())
         if name not in found:
-            found.add(name)
+            found[name] = {path.parts[0].partition(".")[0] for path in installed_files(name)}
             waiting += needs(name)
-    return found
-
-
-def modules_of(distributions):
-    "The names under which what was installed is imported."
-    installed = with_what_they_need(distributions)
-    return {module for module, owners in packages_distributions().items()
-            if installed & {spelled(owner) for owner in owners}}
+    return set().union(*found.values())
 
 
 @pytest.fixture
