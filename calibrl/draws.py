@@ -57,13 +57,13 @@ def pick_some(logits, banned, choose)->tuple:
     logp = logps.gather(1, token[:, None])[:, 0]
     return token, logp, torch.special.entr(logps.exp()).sum(-1)
 
-def pick(logits,    # (rows, V) over the temperature, in at least 32 bits; used up
-         banned,    # (V,) True on tokens that have no probability
-         choose,    # log-probabilities (rows, V) -> token ids (rows,)
-        )->tuple:   # token ids, log-probabilities and entropies (rows,)
+def pick(states, logits_of,    # (rows, ...), and what makes logits (rows, V) of them, used up
+         banned,       # (V,) True on tokens that have no probability
+         choose,       # log-probabilities (rows, V) -> token ids (rows,)
+        )->tuple:      # token ids, log-probabilities and entropies (rows,)
     "Return a token for each row, drawn among those that a policy may write."
-    rows = max(1, AT_ONCE//logits.shape[1])
-    parts = [pick_some(some, banned, choose) for some in logits.split(rows)]
+    rows = max(1, AT_ONCE//len(banned))
+    parts = [pick_some(logits_of(some), banned, choose) for some in states.split(rows)]
     return tuple(torch.cat(values) for values in zip(*parts, strict=True))
 
 # %% ../nbs/01d_draws.ipynb #736ad3b5

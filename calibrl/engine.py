@@ -84,16 +84,19 @@ def collate(prompts:list,      # one `encode` dict a row
     return batch
 
 # %% ../nbs/01a_engine.ipynb #84de5e93
-def wide_product(h,    # (N, d)
-                 W,    # (V, d) in the precision of the model
-                )->torch.Tensor:    # (N, V), at least float32
+def wide_product(h,    # (..., N, d)
+                 W,    # (..., V, d) in the precision of the model
+                )->torch.Tensor:    # (..., N, V), at least float32
     "Return h W', accumulated and kept in 32 bits where the operands have 16."
     wide = torch.promote_types(W.dtype, torch.float32)
     if W.dtype == wide:
-        return h @ W.T
+        return h @ W.mT
+    if W.is_cuda and W.ndim > 2:
+        flat = torch.bmm(h.flatten(0, -3), W.flatten(0, -3).mT, out_dtype=wide)    # gpu only
+        return flat.unflatten(0, W.shape[:-2])    # gpu only
     if W.is_cuda:
         return torch.mm(h.to(W.dtype), W.T, out_dtype=wide)
-    return torch.cat([part.to(wide) @ W.to(wide).T for part in h.split(1024)])
+    return torch.cat([part.to(wide) @ W.to(wide).mT for part in h.split(1024, -2)], -2)
 
 # %% ../nbs/01a_engine.ipynb #8f80f2fb
 NO_CHANCE = -1e30    # the logit of a banned token: finite, so that 0 * logit stays 0
@@ -315,9 +318,9 @@ def one_token(query,         # (rows, heads, 1, width): one new token a row
         return x.view(B, H, n, heads, -1).transpose(1, 2).flatten(0, 1)[slots]
 
     # One softmax over the prompt and the row's own tokens
-    over_prompt = apart((together(q) @ K.mT).masked_fill(~seen, -torch.inf))
-    scores = torch.cat([over_prompt, q @ key.mT], -1)
-    p = scores.softmax(-1, dtype=torch.float32).to(value.dtype)
+    over_prompt = apart(wide_product(together(q), K).masked_fill(~seen, -torch.inf))
+    scores = torch.cat([over_prompt, wide_product(q, key)], -1)
+    p = scores.softmax(-1).to(value.dtype)
     out = apart(together(p[..., :P]) @ V) + p[..., P:] @ value
     return out.flatten(1, 2)[:, None]
 

@@ -385,9 +385,8 @@ def prompts_at_once(prompts, group:Group, read_tokens)->int:
 # %% ../nbs/04a_plan.ipynb #5a0c1e0d
 def drawing_bytes(text, rows, tokens, wide)->int:
     "Return the bytes that drawing one token of each row takes: logits, and scores over the past."
-    logits = rows*text.vocab_size
-    logits = 4*logits + (4 + 4 + 8 + 8)*min(logits, max(AT_ONCE, text.vocab_size))
-    return logits + rows*text.num_attention_heads*tokens*(4 + 4 + wide)
+    together = min(rows*text.vocab_size, max(AT_ONCE, text.vocab_size))
+    return (4 + 4 + 4 + 8 + 8)*together + rows*text.num_attention_heads*tokens*(4 + 4 + 4 + wide)
 
 def looking_bytes(image:ImageSizes, images, wide)->int:
     "Return the bytes of one layer of a frozen tower: its inner product, or 32-bit positions."

@@ -464,11 +464,11 @@ def next_token(policy:Policy,
                temperature,
               )->tuple:        # token ids, log-probabilities and entropies (rows,)
     "Return a token for each row, drawn among those that a policy may write."
-    if policy.head_scale is None:
-        logits = states.to(torch.promote_types(states.dtype, torch.float32))/temperature
-    else:
-        logits = wide_product(states, policy.head).div_(temperature/policy.head_scale)
-    return pick(logits, policy.no_chance, choose)
+    def logits_of(states):
+        if policy.head_scale is None:
+            return states.to(torch.promote_types(states.dtype, torch.float32))/temperature
+        return wide_product(states, policy.head).div_(temperature/policy.head_scale)
+    return pick(states, logits_of, policy.no_chance, choose)
 
 # %% ../nbs/01b_policy.ipynb #d0431426
 def write_responses(policy:Policy,

@@ -12,10 +12,11 @@ import pytest
 import torch
 
 from calibrl.base import model_config
+from calibrl.draws import AT_ONCE, drawer
 from calibrl.plan import (
     Group, Meter, gpu_bytes, on_paper, paired_steps, peaks, plan, sampling_bytes, sampling_peak,
     step_flops, traced, update_bytes, weights)
-from calibrl.policy import Policy
+from calibrl.policy import Policy, next_token
 from calibrl.speed import bench_model, bench_problem, bench_processor
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -84,6 +85,19 @@ def test_what_is_said_is_what_the_kernel_saw(small, width, layers, groups, bits,
                       gradient_checkpointing=gradient_checkpointing)
     said = at(groups)/2**20
     assert abs(said/float(done.stdout.split()[-1]) - 1) < .2
+
+
+def test_drawing_takes_no_more_memory_for_more_rows():
+    "Logits, what is drawn from them and all between, for as many rows as are looked at together."
+    words, rows = 49152, 512
+    generator = torch.Generator().manual_seed(0)
+    policy = SimpleNamespace(head=torch.randn(words, 16, generator=generator), head_scale=1.,
+                             no_chance=torch.zeros(words, dtype=torch.bool))
+    states = torch.randn(rows, 16, generator=generator)
+    with Meter([policy.head, policy.no_chance, states]) as meter:
+        tokens, *_ = next_token(policy, states, drawer("cpu", 0, 1., 0, 1.), 1.)
+    assert len(tokens) == rows and 2*AT_ONCE < rows*words
+    assert meter.peak < 1.05*(4 + 4 + 4 + 8 + 8)*AT_ONCE
 
 
 def stored_bytes(policy):

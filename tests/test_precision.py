@@ -61,7 +61,7 @@ def test_sampler_and_scorer_differ_by_what_packing_alone_does(trained, drawn):
     with torch.no_grad():
         by_packing = off_by_packing(trained, ro)
     assert 0 < floor < 5e-3 and float(by_packing.mean()) == pytest.approx(floor, rel=1e-3)
-    assert float(off.mean()) < 2*floor
+    assert float(off.mean()) < min(1.3*floor, 2e-3)
 
     # how many ratios are far off depends on the processor; beside packing alone it does not
     far = float((off > .01).float().mean())
