@@ -103,7 +103,7 @@ def test_a_reward_that_is_nowhere_is_one_line(where, words, tmp_path, capsys, mo
 
 
 HOSTILE = """
-import os, sys, time
+import mmap, os, sys, time
 from beside import limit
 
 def f(response, answer):
@@ -117,7 +117,7 @@ def f(response, answer):
     if response == "die":
         os._exit(3)
     if response == "fill":
-        len(bytearray(1 << 40))
+        mmap.mmap(-1, 6 << 30)
     if response == "talk":
         print("x"*100_000, file=sys.stderr)
     if response == "pid":
@@ -138,6 +138,10 @@ def test_hangs_and_crashes_are_wrong_answers_and_the_next_one_is_judged(tmp_path
     assert all(isinstance(score, Score) and score.total == score.correct for score in scores)
     assert sum(reward.failed.values()) == 2*len(bad)
     assert caplog.text.count("failed on") == 1                   # said once, then counted
+
+    # the processor's time alone ends a loop, whatever the clock would allow
+    patient = OwnReward(f"{tmp_path/'ours.py'}:f", seconds=.3, patience=600)
+    assert not patient(["spin"], [problem])[0].correct and patient.failed.total() == 1
 
     # in other processes than this one, which are new where one was killed
     pid = reward(["pid"], [problem])[0].total

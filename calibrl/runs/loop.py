@@ -91,7 +91,8 @@ def asked_to_stop():     # within: a list, empty until a signal comes
 
     def ask(sig, frame):
         if asked and sig == signal.SIGINT:
-            raise KeyboardInterrupt("stopped within a step; the checkpoints before it are whole")
+            raise KeyboardInterrupt("stopped within a step; the same command goes on from the last"
+                                    " checkpoint, or from the start where there is none")
         asked.append(sig)
         os.write(2, FINISHING)                  # print is not safe in a handler
 
