@@ -17,8 +17,9 @@ from .prompts import NAMES, check_pixels, read_text, wording
 SCHEDULES = ("constant", "linear", "cosine")      # of the learning rate, after its warm-up
 MOST = 10**9                 # no count of ours comes near it
 RANGES = {                   # the least and the most of a number, both allowed
-    "seed": (0, 2**31 - 1), "steps": (0, 10**7), "sample_prompts": (0, 10**5),
-    "prompts": (1, 10**5), "responses": (1, 10**4), "mini_batches": (1, 10**5),
+    "seed": (0, 2**31 - 1), "val_seed": (0, 2**31 - 1), "steps": (0, 10**7),
+    "sample_prompts": (0, 10**5), "prompts": (1, 10**5), "responses": (1, 10**4),
+    "mini_batches": (1, 10**5),
     "max_new_tokens": (1, 10**6), "lora_rank": (1, 2**16), "k": (1, 10**4),
     "image_tokens": (0, 10**6), "clip_low": (0, 1), "temperature": (0.05, 10),
     "warmup": (0, 10**7)}
