@@ -256,8 +256,8 @@ def refusal(needs:dict,          # of `estimate`
     "Return the line that says why a run is not begun, and what would do."
     flags = [f"--{name.replace('_', '-')} {value}" for name, value in asked.changes.items()]
     remedy = f"{' '.join(flags)} fits" if flags else "calibrl plan says what would have to give"
-    return (f"this run needs {needs['peak']/2**30:.1f} GiB, and {device} has"
-            f" {needs['room']/2**30:.1f} for it (a tenth is left free): {remedy},"
+    return (f"this run needs {needs['peak']/2**30:.2f} GiB, and {device} has"
+            f" {needs['room']/2**30:.2f} for it (a tenth is left free): {remedy},"
             " --no-memory-check tries it as it is")
 
 def check_fit(cfg:Config, spec:RunSpec, model, problems:list, device=None):
