@@ -347,13 +347,14 @@ def run_parts(
 COLOURS = {"sampling": "#4363d8", "update": "#9a6324", "whole": "#808080"}
 
 def bars(ax, names, widths, colours, title):
-    "Draw bars one under another with their values"
-    ax.barh(range(len(names)), widths, color=colours, height=.6)
-    for y, width in enumerate(widths):
-        ax.text(width, y, f" {width:,.3g}", va="center", fontsize=8)
+    "Draw bars one under another with their values; noise may be below zero, a bar is not"
+    shown = [max(0, width) for width in widths]
+    ax.barh(range(len(names)), shown, color=colours, height=.6)
+    for y, (width, end) in enumerate(zip(widths, shown, strict=True)):
+        ax.text(end, y, f" {width:,.3g}", va="center", fontsize=8)
     ax.set_yticks(range(len(names)), names, fontsize=8)
     ax.invert_yaxis()
-    ax.set_xlim(0, 1.25*max([*widths, 1e-9]))
+    ax.set_xlim(0, 1.25*max(shown) or 1)
     ax.set_title(title, fontsize=9)
     ax.spines[["top", "right"]].set_visible(False)
 
