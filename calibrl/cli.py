@@ -393,6 +393,19 @@ def make_parser(name:str)->Parser:     # of a command in `COMMANDS`
         add_option(parser, option, parameter)
     return parser
 
+# %% ../nbs/06_cli.ipynb #c3a1d9e1
+def check_options(name:str, options:dict):     # of a command in `COMMANDS`
+    "Raise ValueError for the first option whose value means nothing."
+    from calibrl.config import check_kind
+    for option, parameter in parameters_of(name).items():
+        value = options.get(option)
+        if value is None:
+            continue
+        try:
+            check_kind(option, parameter.anno, value)
+        except ValueError as e:
+            raise ValueError(str(e).replace(option, flag_of(option), 1)) from None
+
 # %% ../nbs/06_cli.ipynb #4a221130
 def near(word:str, known)->str:
     "Return a question about the known word that is nearest, or nothing."
@@ -428,18 +441,6 @@ def find_command(argv:list):
         if argv[:len(words)] == words:
             return name
     return None
-
-def check_options(name:str, options:dict):     # of a command in `COMMANDS`
-    "Raise ValueError for the first option whose value means nothing."
-    from calibrl.config import check_kind
-    for option, parameter in parameters_of(name).items():
-        value = options.get(option)
-        if value is None:
-            continue
-        try:
-            check_kind(option, parameter.anno, value)
-        except ValueError as e:
-            raise ValueError(str(e).replace(option, flag_of(option), 1)) from None
 
 def run_command(name:str, argv:list)->int:
     "Run a command with its options; return the exit code."

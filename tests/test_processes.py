@@ -197,10 +197,9 @@ def test_when_one_is_told_to_stop_all_stop(tmp_path, monkeypatch):
 
 def verdicts(monkeypatch):
     "Random weights are never right: any verdict will do."
-    from calibrl import rollout
-    from calibrl.tasks import Score
-    monkeypatch.setattr(rollout, "score",
-                        lambda text, *_: Score(sum(map(ord, text)) % 2 == 0, False))
+    from calibrl import tasks
+    monkeypatch.setattr(tasks, "score",
+                        lambda text, *_: tasks.Score(sum(map(ord, text)) % 2 == 0, False))
 
 
 def of_kind(kind):

@@ -386,11 +386,10 @@ def test_presets_and_their_order(tmp_path):
 def test_a_run_on_each_architecture_in_4_bits(kind, checkpoint, tmp_path, monkeypatch):
     """The whole loop on random weights, stopped after its first checkpoint and gone on with; a
     text-only model gets the questions without pictures."""
-    from calibrl import rollout
-    from calibrl.tasks import Score
+    from calibrl import tasks
     # random weights are never right: any verdict will do
-    monkeypatch.setattr(rollout, "score",
-                        lambda text, *_: Score(sum(map(ord, text)) % 2 == 0, False))
+    monkeypatch.setattr(tasks, "score",
+                        lambda text, *_: tasks.Score(sum(map(ord, text)) % 2 == 0, False))
     cfg = T.Config(prompts=2, responses=4, mini_batches=1, steps=2, save_every=1,
                    max_new_tokens=8)
     ps = problems(4, seed=1)
