@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from .files import asset_path, read_object, replace_folder, write_atomic
+from .files import asset_path, file_hash, read_object, replace_folder, write_atomic
 from .prompts import limit_pixels, one_line
 
 # %% ../nbs/01c_base.ipynb #175a7150
@@ -204,12 +204,40 @@ def fingerprint(model)->str:    # 16 hexadecimal digits
     return hashlib.sha256(sample.view(torch.int16).numpy().tobytes()).hexdigest()[:16]
 
 # %% ../nbs/01c_base.ipynb #24ac1d06
+CONFIG = "adapter_config.json"
+WEIGHTS = "adapter_model.safetensors"
+PLACES = ("base_model_name_or_path", "revision")      # of a base, which may have moved
+
+def adapter_hashes(folder)->dict:      # by file
+    "Return the hashes of what decides an adapter's numbers: its matrices, and how they enter."
+    config = read_object(folder/CONFIG)
+    decides = {name: value for name, value in config.items() if name not in PLACES}
+    text = json.dumps(decides, sort_keys=True)
+    return {WEIGHTS: file_hash(folder/WEIGHTS),
+            CONFIG: hashlib.sha256(text.encode()).hexdigest()}
+
+def adapter_note(folder)->dict:
+    "Return what was noted beside an adapter, or raise ValueError where a file is damaged."
+    instead = "put the file back as it was, or take an earlier checkpoint's adapter"
+    try:
+        note = read_object(folder/"base.json") if (folder/"base.json").exists() else {}
+        found = adapter_hashes(folder)
+    except ValueError as e:
+        raise ValueError(f"{e}: {instead}") from None
+    then = note.get("checksums")
+    for name in found if isinstance(then, dict) else ():
+        if then.get(name) != found[name]:
+            raise ValueError(f"{folder/name} is damaged, or was changed after it was saved:"
+                             f" {instead}")
+    return note
+
 def adapter_advice(folder, model)->str:
     "Return what to do about an adapter that does not fit; raise if it is another model's."
-    for file in ("adapter_config.json", "adapter_model.safetensors"):
-        if not (folder/file).exists():
-            raise FileNotFoundError(f"no adapter in {str(folder)!r}: {file} is missing")
-    note = read_object(folder/"base.json") if (folder/"base.json").exists() else {}
+    for file in (CONFIG, WEIGHTS):
+        if not (folder/file).is_file():
+            raise FileNotFoundError(f"no adapter in {str(folder)!r}: {file} is missing; give the"
+                                    " folder of a run, or of an adapter")
+    note = adapter_note(folder)
     trained_on = note.get("model") or "the model it was trained on"
     advice = f"load it with {trained_on}, or train a new one"
     if note.get("fingerprint") not in (None, fingerprint(model)):
@@ -227,18 +255,18 @@ def load_adapter(model, folder):    # frozen base, Path
     from peft import PeftModel, get_peft_model_state_dict
     from safetensors import SafetensorError, safe_open
     advice = adapter_advice(folder, model)
-    read_object(folder/"adapter_config.json")
     misfit = f"the adapter in {str(folder)!r} does not fit this model: {advice}"
-    weights = folder/"adapter_model.safetensors"
     try:
-        with warnings.catch_warnings(), safe_open(weights, "pt") as file:
+        with warnings.catch_warnings(), safe_open(folder/WEIGHTS, "pt") as file:
             warnings.filterwarnings("ignore", "Found missing adapter keys")
             peft_model = PeftModel.from_pretrained(model, str(folder), is_trainable=True).eval()
             strange = set(file.keys()) ^ set(get_peft_model_state_dict(peft_model))
     except SafetensorError as e:
-        raise ValueError(f"adapter_model.safetensors in {str(folder)!r} is damaged: "
-                         f"{one_line(e)}") from None
-    except (RuntimeError, ValueError, KeyError, TypeError, AttributeError) as e:
+        raise ValueError(f"{WEIGHTS} in {str(folder)!r} is damaged ({one_line(e)}): take an"
+                         " earlier checkpoint's adapter, or train a new one") from None
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as e:    # of nearly any kind, where a value has the wrong type
         raise ValueError(f"{misfit} ({one_line(e)})") from None
     broken = not_finite(peft_model)
     if broken:
@@ -356,7 +384,8 @@ def save_adapter(model,    # peft model
         raise ValueError("this policy has no adapter to save: "
                          "load it with a lora_rank or an adapter")
     save_files(path, model)
-    note = {"model": model.get_base_model().config._name_or_path, "fingerprint": fingerprint(model)}
+    note = {"model": model.get_base_model().config._name_or_path,
+            "fingerprint": fingerprint(model), "checksums": adapter_hashes(Path(path))}
     write_atomic(Path(path)/"base.json", json.dumps(note) + "\n")
 
 # %% ../nbs/01c_base.ipynb #58a4ad37
@@ -365,11 +394,17 @@ DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 def find_adapter(run)->tuple:    # folder, name of the base
     "Return the adapter in a folder or in a run folder, and the base that it names."
     places = (Path(run), Path(run)/"adapter")
-    folder = next((path for path in places if (path/"adapter_config.json").exists()), None)
+    folder = next((path for path in places if (path/CONFIG).is_file()), None)
     if folder is None:
         raise FileNotFoundError(f"no adapter in {str(run)!r}: neither adapter_config.json "
-                                "nor adapter/adapter_config.json is there")
-    return folder, read_object(folder/"adapter_config.json").get("base_model_name_or_path")
+                                "nor adapter/adapter_config.json is there; give the folder of a"
+                                " run, or of an adapter")
+    try:
+        base = read_object(folder/CONFIG).get("base_model_name_or_path")
+    except ValueError as e:
+        raise ValueError(f"{e}: put the file back as it was, or take an earlier checkpoint's"
+                         " adapter") from None
+    return folder, base if isinstance(base, str) else None
 
 # %% ../nbs/01c_base.ipynb #9e663fda
 def check_export(run, out, base, dtype):    # folder, Path, name of the base or None, name

@@ -25,7 +25,7 @@ import numpy as np
 from calibrl.eval import evaluate, pass_at_k
 from calibrl.eval.hashes import changes, data_hash, files_hash, identity
 from calibrl.eval.stats import mean, seeds_interval as interval
-from calibrl.files import read_jsonl, write_atomic
+from calibrl.files import make_folder, read_jsonl, read_object, write_atomic
 from calibrl.train import Config, end_with, train
 
 # %% ../nbs/04_compare.ipynb #b476e769
@@ -314,7 +314,7 @@ def has_record(
     path = record_path(out, spec, seed)
     if not path.exists():
         return False
-    had = json.loads(path.read_text())
+    had = read_record(path)
     instead = "give another folder or remove it"
     if "settings" not in had:
         raise ValueError(f"out: {path} does not say how it was examined: {instead}")
@@ -350,7 +350,7 @@ def compare(
     "Run every variant with every seed, except those whose record is there, and sum up."
     out = Path(out)
     seeds = list(seeds)
-    out.mkdir(parents=True, exist_ok=True)
+    make_folder(out)
 
     # all mistakes before the first minute
     world_module(world)
@@ -461,21 +461,92 @@ def run_in_parallel(todo, cfg, out, jobs, show, exam):
             raise
 
 # %% ../nbs/04_compare.ipynb #a096293a
+def is_count(value, most=2**53)->bool:
+    "Return whether a value is a whole number from 0 on."
+    return type(value) is int and 0 <= value <= most
+
+def exam_fault(exam)->str:
+    "Return what an exam of a record lacks; nothing if it is one."
+    if not isinstance(exam, dict) or not all(is_count(exam.get(key)) for key in ("n", "k")):
+        return "without a number of problems or answers"
+    each = [exam.get(key) for key in ("greedy", "right", "routes")]
+    if not all(isinstance(found, list) and len(found) == exam["n"] > 0 for found in each):
+        return f"without {exam['n']} results"
+    for greedy, right, routes in zip(*each, strict=True):
+        counts = is_count(greedy, 1) and is_count(right, exam["k"]) and is_count(routes, right)
+        if not counts:
+            return f"with counts that cannot be: {greedy!r}, {right!r}, {routes!r}"
+    return ""
+
+OF_THE_CURVE = ("entropy", "silent_groups", "tokens")
+
+def is_curve(curve, names)->bool:
+    "Return whether there is a number a step for each name; a broken step has some that are none."
+    def is_step(row):
+        plain = isinstance(row, list) and all(type(v) is float or is_count(v) for v in row)
+        return plain and len(row) == len(names)
+
+    has_names = isinstance(names, list) and all(name in names for name in OF_THE_CURVE)
+    return has_names and isinstance(curve, list) and len(curve) > 0 and all(map(is_step, curve))
+
+# %% ../nbs/04_compare.ipynb #5bb79bad
+def fault_of(record:dict)->str:
+    "Return what a record lacks to be one of a comparison; nothing if it is one."
+    if not isinstance(record.get("spec"), str) or not is_count(record.get("seed")):
+        return "no spec, or no seed"
+    config = record.get("config")
+    if not isinstance(config, list) or not all(isinstance(phase, dict) for phase in config):
+        return "no configurations"
+    if not isinstance(record.get("settings", {}), dict):
+        return "no table of settings"
+    if not isinstance(record.get("world", "geometry"), str):
+        return "a world that is no name"
+    seconds = record.get("seconds")
+    if not isinstance(seconds, float) and not is_count(seconds):
+        return "no seconds"
+    if not is_curve(record.get("curve"), record.get("names")):
+        return "no curve of numbers, or no entropy in it"
+    exams = record.get("exam")
+    if not isinstance(exams, dict) or not {"test", "hard"} <= set(exams):
+        return "no exam, or not both parts of it"
+    faults = {name: exam_fault(exam) for name, exam in exams.items()}
+    return next((f"an exam {name!r} {fault}" for name, fault in faults.items() if fault), "")
+
+def checked(record:dict, where)->dict:
+    "Return a record, or raise ValueError that names the file where it is none."
+    if fault := fault_of(record):
+        raise ValueError(f"{where}: {fault}, so it is no record of a comparison; take it away, and"
+                         " the same command makes it again")
+    return record
+
+def read_record(path)->dict:
+    "Return the record in a file, or raise ValueError that says what is wrong with it."
+    try:
+        record = checked(read_object(path), path)
+    except ValueError as e:
+        why = "" if "take it away" in str(e) else ": take it away, it is no record of a comparison"
+        raise ValueError(f"{e}{why}") from None
+    name = record_path(path.parent, record["spec"], record["seed"]).name
+    if path.name != name:
+        raise ValueError(f"{path} is the record of {record['spec']}, seed {record['seed']}: call it"
+                         f" {name}, or take it away")
+    return record
+
+# %% ../nbs/04_compare.ipynb #9f3de269
 def folder_records(folder)->list:
     "Return the records of a folder, ordered by name."
-    found = []
-    for path in sorted(folder.glob("*.json")):
-        try:
-            found.append(json.loads(path.read_text()))
-        except json.JSONDecodeError:
-            raise ValueError(f"{path}: a record is not JSON; remove it and run again") from None
-    return found
+    return [read_record(path) for path in sorted(folder.glob("*.json"))]
+
+def file_records(path)->list:
+    "Return the records of a .jsonl file."
+    rows = enumerate(read_jsonl(path), 1)
+    return [checked(record, f"{path}, line {number}") for number, record in rows]
 
 def records(out, *more)->list:      # folders or .jsonl files
     "Return the records of folders and .jsonl files, ordered."
     places = [Path(place) for place in (out, *more)]
     return [record for place in places
-            for record in (read_jsonl(place) if place.is_file() else folder_records(place))]
+            for record in (file_records(place) if place.is_file() else folder_records(place))]
 
 # %% ../nbs/04_compare.ipynb #676da3cb
 def exam_of(record:dict)->tuple:

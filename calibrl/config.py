@@ -199,6 +199,9 @@ def read_toml(path)->dict:
         return tomlkit.parse(Path(path).read_text(encoding="utf-8")).unwrap()
     except FileNotFoundError:
         raise FileNotFoundError(f"no configuration at {str(path)!r}") from None
+    except OSError as e:
+        raise OSError(f"{path} cannot be read ({e.strerror}): put the file back as it was"
+                      ) from None
     except (tomlkit.exceptions.ParseError, UnicodeDecodeError) as e:
         raise ValueError(f"{path} is not TOML: {e}") from None
 

@@ -6,7 +6,7 @@
 __all__ = []
 
 # %% ../nbs/00f_files.ipynb #1aee40d6
-import hashlib, importlib.resources, json, math, os, shutil
+import contextlib, hashlib, importlib.resources, io, json, math, os, shutil
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -15,7 +15,7 @@ def write_atomic(path,             # of the file
                  content,          # all of it: bytes, or text, which becomes UTF-8
                  durable=True,     # wait until it is on disk
                 ):
-    "Write a file such that a crash leaves the old one or the new one, never a part."
+    "Write a file such that a crash leaves the old one or the new one, or raise OSError."
     path = Path(path)
     new = path.with_name(f".{path.name}.{os.getpid()}.new")
     data = content.encode("utf-8", "backslashreplace") if isinstance(content, str) else content
@@ -26,19 +26,36 @@ def write_atomic(path,             # of the file
             if durable:
                 os.fsync(file.fileno())
         os.replace(new, path)
-    except BaseException:
-        new.unlink(missing_ok=True)
+    except BaseException as e:
+        with contextlib.suppress(OSError):
+            new.unlink()
+        if isinstance(e, OSError):
+            why = "a folder is in its place, take it away" if path.is_dir() else e.strerror
+            raise OSError(f"{path} could not be written ({why})") from None
         raise
 
+# %% ../nbs/00f_files.ipynb #3255231f
+def bytes_of(write,        # function of a file that is open for bytes, such as an image's `save`
+             **options,    # of that function
+            )->bytes:
+    "Return what a function writes into a file."
+    file = io.BytesIO()
+    write(file, **options)
+    return file.getvalue()
+
 # %% ../nbs/00f_files.ipynb #a9fd9690
+def sync(path):
+    "Force a file to disk, or the names in a folder."
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
 def sync_folder(folder):
     "Force every file below a folder, and the folder, to disk."
     for path in [*sorted(Path(folder).rglob("*")), Path(folder)]:
-        descriptor = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+        sync(path)
 
 # %% ../nbs/00f_files.ipynb #9d7211b1
 def delete(path):
@@ -65,12 +82,20 @@ def replace_folder(folder,          # to be made or replaced whole
         delete(folder)
         new.rename(folder)
         if durable:
-            sync_folder(folder.parent)
+            sync(folder.parent)
     except BaseException:
         shutil.rmtree(new, ignore_errors=True)
         raise
 
 # %% ../nbs/00f_files.ipynb #9d69ae38
+def make_folder(path):
+    "Make a folder that can be written to, or raise OSError with what to do."
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as e:
+        raise OSError(f"{path} cannot be made ({e.strerror}): give another --out") from None
+    check_writable(path)
+
 def check_writable(folder):
     "Raise OSError where a folder of results cannot be written to."
     probe = folder/".probe"
@@ -136,6 +161,7 @@ def read_jsonl(path,         # a JSON Lines file; where there is none, there are
               )->list:       # a dict a line
     "Return the rows of a JSON Lines file; a last line that is half written is ignored."
     path = Path(path)
+    check_place(path)
     if not path.exists():
         return []
     data = path.read_bytes()
@@ -175,11 +201,22 @@ def json_row(path, number:int, line:bytes)->dict:
         raise ValueError(f"{path}, line {number}: no JSON object but {kind}; {row_advice(path)}")
     return row
 
+# %% ../nbs/00f_files.ipynb #49597197
+def check_place(path):
+    "Raise ValueError where a folder, or a link that leads nowhere, is in the place of a file."
+    found = "a folder" if path.is_dir() else ""
+    if path.is_symlink() and not path.exists():
+        found = "a link that leads nowhere"
+    if found:
+        raise ValueError(f"{path} should be a file and is {found}: put the file back as it was")
+
 # %% ../nbs/00f_files.ipynb #d7423e48
 def read_object(path)->dict:
     "Return the object in a JSON file, or raise ValueError that names the file."
     try:
         found = json.loads(Path(path).read_bytes())
+    except OSError as e:
+        raise ValueError(f"{path} cannot be read ({e.strerror})") from None
     except (ValueError, RecursionError) as e:
         raise ValueError(f"{path} is not JSON ({e})") from None
     if not isinstance(found, dict):

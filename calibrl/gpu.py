@@ -21,7 +21,7 @@ from pathlib import Path
 import torch
 
 from calibrl.base import add_adapter, load_base, save_files
-from calibrl.files import write_atomic
+from calibrl.files import bytes_of, write_atomic
 from calibrl.geometry import problems as drawn_problems
 from calibrl.geometry import tiny_checkpoint
 from calibrl.plan import plan, sampling_peak
@@ -417,6 +417,6 @@ def bench_gpu(
     shape, device = (TINY, "cpu") if dry else (SEVEN_B, "cuda")
     with tempfile.TemporaryDirectory(dir=folder) as scratch:
         record = run_parts(Bench(shape, device, Path(scratch), dry), folder/"gpu.json")
-    plot_gpu(record).savefig(folder/"gpu.png")
+    write_atomic(folder/"gpu.png", bytes_of(plot_gpu(record).savefig, format="png"))
     print(f"{folder/'gpu.json'}, {folder/'gpu.png'}")
     return record

@@ -6,9 +6,10 @@
 __all__ = []
 
 # %% ../nbs/02d_records.ipynb #97258805
-import base64, io, math
+import base64, math
 
 from .config import Config
+from .files import bytes_of
 from .rollout import Policy, Rollouts
 
 # %% ../nbs/02d_records.ipynb #cfff475c
@@ -16,9 +17,8 @@ def data_url(image)->str:
     "Return a picture, small, as a data URI."
     image = image.convert("RGB")
     image.thumbnail((168, 168))
-    file = io.BytesIO()
-    image.save(file, format="PNG")
-    return "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()
+    picture = bytes_of(image.save, format="PNG")
+    return "data:image/png;base64," + base64.b64encode(picture).decode()
 
 def response_record(ro:Rollouts,
                     i:int,            # which row

@@ -22,7 +22,7 @@ from statistics import median
 
 import torch
 
-from .files import write_atomic
+from .files import bytes_of, write_atomic
 from .rollout import Policy, add_adapter, collate, encode, head_logps, rollout
 from .tasks import INSTRUCTION, Problem
 from .train import Config, end_with, train_step
@@ -817,7 +817,7 @@ def bench(
         print(folder/"bench.json")
         return
     if rows:
-        plot_bench(rows).savefig(folder/"bench.png")
+        write_atomic(folder/"bench.png", bytes_of(plot_bench(rows).savefig, format="png"))
     print(f"{folder/'bench.json'}, {folder/'bench.png'}")
 
 # %% ../nbs/07_speed.ipynb #012f815c

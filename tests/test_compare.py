@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from calibrl import compare as C
+from calibrl.cli import main
 from calibrl.geometry import problems
 from calibrl.tasks import score
 from calibrl.train import Config
@@ -143,6 +144,36 @@ def test_a_record_says_what_it_is_of(folder):
     # GRPO reads no expert
     first, second = (record["identity"] for record in found)
     assert first["data"] != second["data"] and first["adapter"] == second["adapter"]
+
+
+HALF = {"right": [0]*4, "routes": [0]*4}      # of an exam
+
+
+@pytest.mark.parametrize("change, why", [
+    (lambda record: [record], "holds no JSON object but list"),
+    (lambda record: {}, "no spec, or no seed"),
+    (lambda record: record | {"seed": "0"}, "no spec, or no seed"),
+    (lambda record: record | {"config": {}}, "no configurations"),
+    (lambda record: record | {"settings": [1]}, "no table of settings"),
+    (lambda record: record | {"seconds": None}, "no seconds"),
+    (lambda record: record | {"names": ["loss"]}, "no curve of numbers, or no entropy in it"),
+    (lambda record: record | {"curve": [["1"]*12]}, "no curve of numbers"),
+    (lambda record: record | {"exam": {}}, "no exam, or not both parts of it"),
+    (lambda record: record | {"exam": record["exam"] | {"hard": 5}}, "an exam 'hard' without"),
+    (lambda record: record | {"exam": record["exam"] | {"test": record["exam"]["test"] | HALF
+                                                        | {"greedy": [0, 1, 2, 0]}}},
+     "counts that cannot be: 2, 0, 0"),
+    (lambda record: record | {"seed": 1}, "is the record of grpo, seed 1: call it grpo-1.json")])
+def test_a_file_that_is_no_record_is_named(folder, no_run, tmp_path, capsys, change, why):
+    record = json.loads((folder[0]/"grpo-0.json").read_text())
+    path = tmp_path/"grpo-0.json"
+    path.write_text(json.dumps(change(record)))
+    before = path.read_bytes()
+    assert main(["compare", "--out", str(tmp_path), "--methods", "grpo", "--seeds", "1"]) == 2
+    error = capsys.readouterr().err
+    line = error.strip().splitlines()[-1]
+    assert "Traceback" not in error and str(path) in line and why in line, line
+    assert "take it away" in line and path.read_bytes() == before
 
 
 def test_exams_of_two_kinds_share_no_table():

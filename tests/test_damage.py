@@ -285,7 +285,46 @@ def test_an_adapter_without_numbers_is_refused(cut, tmp_path, capsys):
         tensor.fill_(float("nan"))
     save_file(tensors, file, metadata={"format": "pt"})
     assert main(line_of("eval", cut, tmp_path)) == 2
+    assert f"{file} is damaged, or was changed after it was saved" in said(capsys)
+
+    # one that was saved so, or by another program
+    (cut/"adapter/base.json").unlink()
+    assert main(line_of("eval", cut, tmp_path)) == 2
     assert "not finite" in said(capsys)
+
+
+@pytest.mark.parametrize("name, change", [
+    ("adapter_model.safetensors", lambda data: data[:-1] + bytes([data[-1] ^ 1])),
+    ("adapter_config.json", lambda data: data.replace(b'"lora_alpha": 32', b'"lora_alpha": 64'))])
+def test_an_adapter_that_was_changed_is_not_taken_for_the_one_that_was_trained(
+        whole, cut, tmp_path, capsys, name, change):
+    "One bit of a weight, or another scale: both can be loaded, and give other answers."
+    file = cut/"adapter"/name
+    before = file.read_bytes()
+    file.write_bytes(change(before))
+    assert file.read_bytes() != before
+    for command in ("eval", "export"):
+        assert main(line_of(command, cut, tmp_path)) == 2
+        assert f"{file} is damaged, or was changed" in said(capsys)
+
+    # the base may have moved
+    config = cut/"adapter/adapter_config.json"
+    moved = json.loads((whole/"adapter/adapter_config.json").read_text()) | {"revision": "main"}
+    config.write_text(json.dumps(moved))
+    shutil.copy(whole/"adapter/adapter_model.safetensors", cut/"adapter")
+    assert main(line_of("export", cut, tmp_path)) == 0
+
+
+def test_a_run_whose_checkpoints_are_gone_does_not_begin_again(cut, capsys):
+    "Its logs tell of more steps than there could be without a checkpoint."
+    before = logs(cut)
+    shutil.rmtree(cut/"checkpoints")
+    assert go_on(cut) == 2
+    assert "holds no checkpoint" in (line := said(capsys)) and "tells of 4 steps" in line
+    (cut/"checkpoints").symlink_to("nowhere")
+    assert go_on(cut) == 2
+    assert "should be a folder of checkpoints" in said(capsys)
+    assert logs(cut) == before
 
 
 # ---- two at once

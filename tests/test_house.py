@@ -108,7 +108,7 @@ MAY_USE = {
     "policy": {"base", "draws", "engine", "masks", "memory", "plain_rows", "prompts", "selfcheck",
                "states", "windows"},
     "prompts": {"tasks"},
-    "records": {"config", "rollout"},
+    "records": {"config", "files", "rollout"},
     "rewards": {"tasks", "verify.tags"},
     "rollout": {"base", "engine", "policy", "prompts", "tasks"},
     "runs": set(),
@@ -219,7 +219,7 @@ MAY_USE = {
     "viz.figures": {"viz.record", "viz.toy"},
     "viz.gallery": {"viz.figures"},
     "viz.movable": {"loss", "viz.figures", "viz.record", "viz.stage", "viz.toy"},
-    "viz.page": {"templates"},
+    "viz.page": {"files", "templates"},
     "viz.record": {"loss"},
     "viz.stage": {"templates"},
     "viz.toy": {"loss"},
@@ -469,26 +469,37 @@ def test_the_rule_about_code_sees_what_it_forbids():
     assert trusting("Policy.from_pretrained(m)") == []
 
 
+# Methods that write a whole file where they are told to: texts, pictures, tables, tensors
+WRITERS = {"write_text", "write_bytes", "savefig", "save", "write_html", "write_image", "to_csv",
+           "to_json", "to_html", "to_parquet", "tofile", "savez", "save_file", "save_pretrained"}
+
+
 def written_in_place(source):
     "Calls that write a whole file under its own name, in code as text."
     out = []
     for node in ast.walk(ast.parse(source)):
-        if not isinstance(node, ast.Call):
+        if not isinstance(node, ast.Call) or not (node.args or node.keywords):
             continue
         name = getattr(node.func, "attr", getattr(node.func, "id", ""))
         strings = {arg.value for arg in [*node.args, *(k.value for k in node.keywords)]
                    if isinstance(arg, ast.Constant)}
-        if name in ("write_text", "write_bytes") or name == "open" and strings & {"w", "wb"}:
+        writes = name in WRITERS and (isinstance(node.func, ast.Attribute) or name == "save_file")
+        if writes or name == "open" and strings & {"w", "wb", "x", "xb"}:
             out.append(ast.unparse(node))
     return out
 
 
-# Nothing of ours, or a log that grows line by line; and `files` is what writes for the others
+# Nothing of ours, or a log that grows line by line, or a folder that is still under another name;
+# and `files` is what writes for the others
 IN_PLACE = {
+    "base": ["part.save_pretrained(str(folder))"],
     "data.problems": ["open(skipped, 'w', encoding='utf-8')"],
     "files": ["open(new, 'wb')", "open(probe, 'w')"],
+    "runs.checkpoints": ["policy.save(new / 'adapter')", "st.save(tensors)"],
     "runs.launch": ["open(os.devnull, 'w')"],
+    "runs.loop": ["policy.save(new)"],
     "speed": ["Path('/proc/self/clear_refs').write_text('5')"],
+    "worlds.start": ["part.save_pretrained(new)"],
 }
 
 
@@ -496,6 +507,16 @@ IN_PLACE = {
 def test_no_file_is_written_in_place(room):
     found = written_in_place(MODULES[room].read_text(encoding="utf-8"))
     assert found == IN_PLACE.get(room, []), "use `files.write_atomic`"
+
+
+def test_the_rule_about_files_sees_what_it_forbids():
+    for call in ("figure.savefig('a.png', dpi=110)", "image.save(folder / name, quality=85)",
+                 "open(path, 'wb')", "path.open('w')", "Path(path).write_text(page)",
+                 "table.to_csv(path)", "save_file(tensors, path)"):
+        assert written_in_place(f"def f():\n    {call}") == [call]
+    for call in ("write_atomic(path, bytes_of(figure.savefig, format='png'))", "to_csv(table)",
+                 "recorder.save()", "open(path, 'rb')"):
+        assert written_in_place(call) == []
 
 
 NEWER = ["contextlib.chdir", "import tomllib", "datetime.UTC", "StrEnum", "ExceptionGroup",

@@ -6,7 +6,7 @@
 __all__ = ['evaluate', 'read_answers']
 
 # %% ../../nbs/eval/answers.ipynb #1d9addc4
-from calibrl.eval.rules import judge, verified
+from calibrl.eval.rules import RULES, judge, verified
 from calibrl.files import read_jsonl, row_advice
 from calibrl.rollout import Policy
 from calibrl.tasks import start_judge
@@ -142,6 +142,32 @@ def is_each(values, k:int, kinds)->bool:
     is_list = isinstance(values, list) and len(values) == k
     return is_list and all(isinstance(value, kinds) for value in values)
 
+def are_texts(values)->bool:
+    "Return whether something is a list of texts."
+    return isinstance(values, list) and all(isinstance(value, str) for value in values)
+
+def is_size(value)->bool:
+    "Return whether a value is a number of tokens or pictures."
+    return type(value) is int and 0 <= value < 10**9
+
+def is_greedy(value)->bool:
+    "Return whether something is the verdict on a greedy answer."
+    return (isinstance(value, dict) and isinstance(value.get("correct"), bool)
+            and isinstance(value.get("answer", 0), (str, type(None))))
+
+FURTHER = {     # what a row may have besides, and what it must be then
+    "greedy": is_greedy, "pictures": is_size, "images": are_texts, "how": are_texts,
+    "options": lambda value: value is None or are_texts(value),
+    "rule": lambda value: isinstance(value, str) and value in RULES,
+    "run": lambda value: isinstance(value, dict),
+    "group": lambda value: isinstance(value, (str, int, type(None)))}
+
+def further_fault(row:dict)->str:
+    "Return what a graded row has that is not what it must be; nothing if there is none."
+    wrong = [key for key, is_one in FURTHER.items() if key in row and not is_one(row[key])]
+    return f"no {wrong[0]!r} that can be used" if wrong else ""
+
+# %% ../../nbs/eval/answers.ipynb #e7f0ae65
 def fault_of(row:dict)->str:
     "Return what a row lacks to be a graded problem; nothing if it is one."
     if not isinstance(row.get("benchmark"), str) or type(row.get("index")) is not int:
@@ -153,12 +179,14 @@ def fault_of(row:dict)->str:
     k = row.get("k")
     if type(k) is not int or k < 1:
         return "no number k of answers"
-    greedy = row.get("greedy", {"correct": True, "answer": None})
-    if not isinstance(greedy, dict) or not {"correct", "answer"} <= set(greedy):
-        return "no verdict on the greedy answer"
     lacks = [key for key, kinds in EACH.items() if not is_each(row.get(key), k, kinds)]
-    return f"not {k} values of {lacks[0]!r}" if lacks else ""
+    if lacks:
+        return f"not {k} values of {lacks[0]!r}"
+    if not all(map(is_size, row["lengths"])):
+        return "a length that cannot be"
+    return further_fault(row)
 
+# %% ../../nbs/eval/answers.ipynb #4e8adfc6
 def read_graded(
     path,          # answers.jsonl of an evaluation
     mend=False,    # as in `read_jsonl`

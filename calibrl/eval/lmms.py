@@ -11,7 +11,7 @@ import json
 import re
 from pathlib import Path
 
-from calibrl.eval.answers import grade, same_answer
+from calibrl.eval.answers import grade, is_size, same_answer
 from calibrl.eval.benchmarks import BENCHMARKS
 from calibrl.eval.stats import mean
 from calibrl.eval.tables import by_benchmark, usable
@@ -59,9 +59,11 @@ def texts_in(value)->list:
 
 def token_counts(sample:dict, n:int)->list:
     "Return the lengths of n answers in tokens; zeros where they are not all known."
-    entries = sample.get("token_counts") or []
-    counts = [c.get("output_tokens", 0) if isinstance(c, dict) else 0 for c in entries]
-    return counts if len(counts) == n else [0]*n
+    entries = sample.get("token_counts")
+    if not isinstance(entries, list) or len(entries) != n:
+        return [0]*n
+    counts = [entry.get("output_tokens") if isinstance(entry, dict) else 0 for entry in entries]
+    return [count if is_size(count) else 0 for count in counts]
 
 # %% ../../nbs/eval/lmms.ipynb #3f0a11b2
 def opening_of(texts:list)->str:     # logged responses of one model
@@ -94,8 +96,8 @@ def lmms_row(
     "Return a graded row of a logged sample, or one with the reason why it cannot be used."
     texts = texts_in(sample.get("resps")) or texts_in(sample.get("filtered_resps"))
     i = sample.get("doc_id")
-    if not texts or not isinstance(i, int):
-        lacks = "responses" if isinstance(i, int) else "doc_id"
+    if not texts or not is_size(i):
+        lacks = "responses" if is_size(i) else "doc_id"
         raise ValueError(f"{where}: no {lacks}: is this an lmms-eval sample log?")
 
     # without the benchmark's rows, what was logged is the problem
@@ -120,5 +122,11 @@ def from_lmms(
     name="",          # of the benchmark
 )->list:              # graded rows
     "Return the rows of an lmms-eval sample log, its responses judged again."
-    return [lmms_row(sample, f"{path}, line {n}", problems, lenient, name)
-            for n, sample in enumerate(read_jsonl(path), 1)]
+    rows = {}
+    for n, sample in enumerate(read_jsonl(path), 1):
+        where = f"{path}, line {n}"
+        row = lmms_row(sample, where, problems, lenient, name)
+        if row["index"] in rows:
+            raise ValueError(f"{where}: doc_id {row['index']} is there twice: take one line out")
+        rows[row["index"]] = row
+    return list(rows.values())

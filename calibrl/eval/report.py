@@ -32,10 +32,12 @@ def picture_data(
     folder,    # of the report
 )->str|None:   # an address that holds it
     "Return an image file of the report's folder; None where it is missing or lies elsewhere."
-    file = (Path(folder)/path).resolve()
-    if Path(folder).resolve() not in file.parents or not file.is_file():
+    try:
+        file = (Path(folder)/path).resolve()
+        inside = Path(folder).resolve() in file.parents
+        return image_uri(file.read_bytes()) if inside and file.is_file() else None
+    except (OSError, ValueError, RuntimeError):      # links in a circle, a name that cannot be
         return None
-    return image_uri(file.read_bytes())
 
 # %% ../../nbs/eval/report.ipynb #40a02e8e
 class Answer(NamedTuple):
@@ -224,10 +226,10 @@ def rescore(
     if len(sets) != 1:
         raise ValueError(f"a log holds one benchmark: name it, not {', '.join(sets)}")
     if not Path(log).is_file():
-        raise FileNotFoundError(f"no lmms-eval log at {str(log)!r}")
+        raise FileNotFoundError(f"no lmms-eval log at {str(log)!r}: give the file of its samples")
     (name, problems), = sets.items()
     rows = from_lmms(log, problems, name=name)
     if not rows:
-        raise ValueError(f"{log} holds no sample")
+        raise ValueError(f"{log} holds no sample: is this an lmms-eval sample log?")
     write_jsonl(Path(out)/"answers.jsonl", rows)
     return write_results(rows, out, f"{Path(log).name}, judged again", against)

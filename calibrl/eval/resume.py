@@ -11,7 +11,7 @@ from pathlib import Path
 
 from calibrl.eval.answers import ask, batch_seed, read_graded
 from calibrl.eval.hashes import changes, identity, row_hash
-from calibrl.files import append_row, row_advice
+from calibrl.files import append_row, bytes_of, row_advice, write_atomic
 from calibrl.rollout import Policy
 from calibrl.tasks import Problem
 
@@ -70,7 +70,8 @@ def thumbnails(
         name = f"{index}-{j}.jpg"
         small = image.convert("RGB")
         small.thumbnail((size, size))
-        small.save(folder/name, quality=85)
+        picture = bytes_of(small.save, format="JPEG", quality=85)
+        write_atomic(folder/name, picture, durable=False)
         paths.append(f"{folder.parent.name}/{folder.name}/{name}")
     return paths
 

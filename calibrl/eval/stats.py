@@ -139,6 +139,11 @@ def overall(
     return out | {"formatted": mean_over(rows, "formatted"), "length": mean_over(rows, "lengths"),
                   "truncated": mean_over(rows, "truncated")}
 
+# %% ../../nbs/eval/stats.ipynb #152c58ea
+def sorted_tags(values)->list:
+    "Return tags in order, numbers before texts."
+    return sorted(values, key=lambda value: (isinstance(value, str), value))
+
 # %% ../../nbs/eval/stats.ipynb #a3e11255
 def summary(
     rows:list,     # graded rows; rows with an "error" are left out
@@ -147,7 +152,7 @@ def summary(
     "Return a few metrics of graded answers, over all rows or per value of a key."
     rows = [r for r in rows if "error" not in r]
     if by is not None:
-        values = sorted({r[by] for r in rows if by in r})
+        values = sorted_tags({r[by] for r in rows if isinstance(r.get(by), (str, int, float))})
         return {value: summary([r for r in rows if r.get(by) == value]) for value in values}
     if not rows:
         raise ValueError("rows is empty: nothing was evaluated")

@@ -12,7 +12,8 @@ from typing import NamedTuple
 
 import torch
 
-from ..files import delete, folder_hashes, read_object, replace_folder, write_atomic
+from ..files import (delete, folder_hashes, is_number, read_object, replace_folder,
+                           write_atomic)
 from ..rollout import Policy, fingerprint
 
 # %% ../../nbs/runs/checkpoints.ipynb #7c8c95a0
@@ -175,8 +176,9 @@ def step_of(path)->int:
 def checkpoints(folder)->list:
     "Return the checkpoints of a run, oldest first."
     folder = Path(folder)
-    if folder.exists() and not folder.is_dir():
-        raise ValueError(f"{folder} should be a folder of checkpoints and is a file: take it away")
+    if not folder.is_dir() and (folder.exists() or folder.is_symlink()):
+        raise ValueError(f"{folder} should be a folder of checkpoints and is none: put it back as"
+                         " it was, or give another --out")
     found = [p for p in folder.glob("step-*") if p.name[5:].isdecimal()]
     return sorted(found, key=step_of)
 
@@ -187,7 +189,7 @@ def score_of(path)->float:
         score = read_object(path/"state.json").get("score")
     except (OSError, ValueError):
         return -math.inf
-    return score if isinstance(score, (int, float)) else -math.inf
+    return score if is_number(score) else -math.inf
 
 def best_checkpoint(folder):
     "Return the checkpoint with the highest score, the newest of equals, or None."

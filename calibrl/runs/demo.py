@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass
 from .. import geometry
 from ..config import Config, save_config
 from ..eval import evaluate, summary
-from ..files import write_atomic, write_jsonl
+from ..files import bytes_of, write_atomic, write_jsonl
 from ..rollout import Policy
 from .folder import run_folder
 from .loop import run_in_folder
@@ -137,7 +137,8 @@ def write_demo_report(out,
     problems = [row.problem for row in shown[:8]]
     answers = [(row.after["answers"][0] or "none", row.correct) for row in shown[:8]]
     figure = viz.plot_problems(problems, answers)
-    figure.savefig(out/"samples.png", dpi=110, bbox_inches="tight")
+    picture = bytes_of(figure.savefig, format="png", dpi=110, bbox_inches="tight")
+    write_atomic(out/"samples.png", picture)
 
     # the page
     samples = [{"question": row.problem.question, "answer": row.problem.answer,

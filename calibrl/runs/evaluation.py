@@ -12,7 +12,7 @@ from pathlib import Path
 
 from ..eval import (BENCHMARKS, changes, columns, identity, read_graded, rescore,
                           run_benchmark, write_results)
-from ..files import write_atomic, write_jsonl
+from ..files import check_place, write_atomic, write_jsonl
 from ..rollout import Policy
 from .folder import is_free, lock, run_folder
 from .sources import (adapter_folder, as_in_the_run, model_path, own_judge,
@@ -107,6 +107,7 @@ def eval_notes(path)->dict|None:
     file = path/"eval.json"
     if not file.exists():
         raise ValueError(f"{path} is not empty and holds no evaluation: give another --out")
+    check_place(file)
     try:
         found = json.loads(file.read_bytes())
     except (ValueError, RecursionError):

@@ -7,13 +7,13 @@ __all__ = []
 
 # %% ../../nbs/runs/folder.ipynb #83f40109
 import contextlib
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from ..config import Config, load_config, read_toml
-from ..files import check_writable
+from ..config import Config, check_kind, load_config, read_toml
+from ..files import make_folder
 
 # %% ../../nbs/runs/folder.ipynb #39403094
 def numbered(root, name:str):     # generator of paths
@@ -29,22 +29,17 @@ def is_free(path)->bool:
     return not path.exists() or path.is_dir() and all(p.name[0] == "." for p in path.iterdir())
 
 # %% ../../nbs/runs/folder.ipynb #ed7b9211
-def make_folder(path):
-    "Make a folder that can be written to, or raise OSError with what to do."
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-    except OSError as e:
-        raise OSError(f"{path} cannot be made ({e.strerror}): give another --out") from None
-    check_writable(path)
-
 def lock(path)->FileLock:     # to be kept, and released
-    "Claim a folder for this process, or raise ValueError where another one has it."
+    "Claim a folder for this process, or raise an error where that cannot be."
     claim = FileLock(Path(path)/".lock")
     try:
         claim.acquire(timeout=0)
     except Timeout:
         raise ValueError(f"{path} is in use: another process works there; wait for it, or give"
                          " another --out") from None
+    except OSError as e:
+        raise OSError(f"{path} cannot be locked ({e.strerror}): take {claim.lock_file} away, or"
+                      " give another --out") from None
     return claim
 
 def is_locked(path)->bool:
@@ -54,6 +49,16 @@ def is_locked(path)->bool:
     except ValueError:
         return True
     return False
+
+def leave(path, held):
+    "Release a folder; where nothing came of it, it goes."
+    if is_free(path):
+        (path/".lock").unlink(missing_ok=True)
+        with contextlib.suppress(OSError):      # something hidden is in it
+            path.rmdir()
+            if path.parent == Path("runs"):     # the usual place, perhaps made for it
+                path.parent.rmdir()
+    held.release()
 
 # %% ../../nbs/runs/folder.ipynb #835b81ec
 def claim_free(path)->FileLock:
@@ -87,7 +92,7 @@ def run_folder(out,            # folder, or None for the first free of runs/NAME
     try:
         yield path
     finally:
-        held.release()
+        leave(path, held)
 
 # %% ../../nbs/runs/folder.ipynb #3d530a63
 @dataclass(frozen=True)
@@ -111,25 +116,37 @@ class RunSpec:
     val_seed: int | None = None             # draws what is held out; None: 0, whatever the run's
 
 # %% ../../nbs/runs/folder.ipynb #fce44eb3
+def check_notes(noted):
+    "Raise ValueError where the table of a run is none, or an option in it has no sense."
+    if not isinstance(noted, dict) or not isinstance(noted.get("identity", {}), dict):
+        raise ValueError("[run] and its identity must be tables")
+    for field in fields(RunSpec):
+        value = noted.get(field.name)
+        if value is not None:
+            kind = getattr(field.type, "__args__", (field.type,))[0]     # of `int | None`: int
+            check_kind(field.name, kind, value)
+
+def noted_in(file, read):     # `read`: a function of the file
+    "Return what is read from a run's config.toml, or raise ValueError with what to do."
+    try:
+        return read(file)
+    except ValueError as e:
+        why = str(e).removeprefix(f"{file}: ").removeprefix(f"{file} ")
+        raise ValueError(f"{file}: {why}; put the file back as it was, or give another folder"
+                         ) from None
+
 def run_notes(path)->dict:
     "Return what a run's config.toml says beside its `Config`, or raise ValueError that names it."
-    file = Path(path)/"config.toml"
-    noted = read_toml(file).get("run", {})
-    if not isinstance(noted, dict) or not isinstance(noted.get("identity", {}), dict):
-        raise ValueError(f"{file}: [run] and its identity must be tables; put the file back as it"
-                         " was, or give another folder")
-    return noted
+    def notes(file):
+        noted = read_toml(file).get("run", {})
+        check_notes(noted)
+        return noted
+    return noted_in(Path(path)/"config.toml", notes)
 
 def read_run(path)->tuple:     # Config, and what else the run notes
     "Return what the config.toml of a run says, or raise an error that names the file."
-    file = Path(path)/"config.toml"
     noted = run_notes(path)
-    try:
-        return load_config(file), noted
-    except ValueError as e:
-        why = str(e).removeprefix(f"{file}: ")
-        raise ValueError(f"{file}: {why}; put the file back as it was, or give another folder"
-                         ) from None
+    return noted_in(Path(path)/"config.toml", load_config), noted
 
 # %% ../../nbs/runs/folder.ipynb #9bcf9e9c
 # Options that leave every number of a run as it is

@@ -11,8 +11,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Callable
 
-from ..config import Config
-from ..files import replace_folder
+from ..config import Config, load_config
+from ..files import check_place, read_jsonl, replace_folder
 from ..parallel import all_gather, processes
 from ..rollout import Policy
 from .checkpoints import (HASHES, Unreadable, checkpoints, load_checkpoint, prune,
@@ -27,6 +27,7 @@ from ..train import make_optimizer, train
 # %% ../../nbs/runs/loop.ipynb #2b37f55f
 def check_log(file, size:int, step:int):     # size at the checkpoint of that step
     "Raise ValueError unless a log begins as it was when a checkpoint was written."
+    check_place(file)
     kept = file.read_bytes()[:size] if file.exists() else b""
     lines = kept.count(b"\n")
     fault = ""
@@ -67,11 +68,20 @@ def newest_state(policy:Policy, optimizer,
                          " back as it was, or give another --out")
     return {"step": 0} | dict.fromkeys(LOGS, 0)
 
+def check_beginning(out):
+    "Raise ValueError where a run would begin again and its log tells of checkpoints."
+    done = len(read_jsonl(out/LOGS[0]))
+    if done and done > load_config(out/"config.toml").save_every:
+        raise ValueError(f"{out/'checkpoints'} holds no checkpoint, and {out/LOGS[0]} tells of"
+                         f" {done} steps: put the checkpoints back, or give another --out")
+
 def resume(policy:Policy, optimizer,
            out,              # run folder
           )->list:           # the metrics of the steps that are done
     "Put a run back to its newest readable checkpoint; return the metrics of its steps."
     state = newest_state(policy, optimizer, out/"checkpoints")
+    if not state["step"]:
+        check_beginning(out)
 
     policy.ratio_floor = state.get("ratio_floor")
 

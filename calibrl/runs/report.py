@@ -6,11 +6,11 @@
 __all__ = []
 
 # %% ../../nbs/runs/report.ipynb #7970fbcc
-import base64, io, json, math, shlex, statistics, textwrap
+import base64, json, math, shlex, statistics, textwrap
 from pathlib import Path
 
 from ..config import Config
-from ..files import finite_or_none, is_number, read_jsonl, write_atomic
+from ..files import bytes_of, finite_or_none, is_number, read_jsonl, write_atomic
 from .logs import read_metrics
 from .folder import read_run
 from .sources import OF_A_FILE, versions
@@ -127,9 +127,8 @@ def run_figure(out, rows:list, beside=None):     # run folder, its metrics, anot
 # %% ../../nbs/runs/report.ipynb #7941d3d4
 def save_curves(out, figure):
     "Write curves.png of a run."
-    file = io.BytesIO()
-    figure.savefig(file, format="png", dpi=110, bbox_inches="tight")
-    write_atomic(Path(out)/"curves.png", file.getvalue())
+    picture = bytes_of(figure.savefig, format="png", dpi=110, bbox_inches="tight")
+    write_atomic(Path(out)/"curves.png", picture)
 
 def write_report(out,          # run folder
                  rows=None,    # its metrics; default: as its log has them
@@ -139,7 +138,8 @@ def write_report(out,          # run folder
     from calibrl import viz
     out = Path(out)
     if not (out/"config.toml").exists():
-        raise FileNotFoundError(f"no run in {str(out)!r}: config.toml is missing")
+        raise FileNotFoundError(f"no run in {str(out)!r}: config.toml is missing; give the"
+                                " folder of a training run")
     cfg, _ = read_run(out)
     rows = read_metrics(out) if rows is None else rows
     samples = [sample_to_show(s) for s in read_jsonl(out/"samples.jsonl")[-24:]]

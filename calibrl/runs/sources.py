@@ -35,7 +35,8 @@ def adapter_folder(path)->Path:
         with contextlib.suppress(FileNotFoundError):
             return find_adapter(place)[0]
     raise FileNotFoundError(f"no adapter in {str(path)!r}: neither adapter_config.json"
-                            " nor adapter/adapter_config.json is there")
+                            " nor adapter/adapter_config.json is there; give the folder of a run,"
+                            " or of an adapter")
 
 def run_around(adapter)->Path|None:
     "Return the run folder around an adapter, or None."
@@ -47,7 +48,8 @@ def remembered(adapter)->dict:
     folder = run_around(adapter)
     if folder is None:
         return {}
-    return read_toml(folder/"config.toml") | {"run": run_notes(folder)}
+    notes = run_notes(folder)
+    return read_toml(folder/"config.toml") | {"run": notes}
 
 # %% ../../nbs/runs/sources.ipynb #41288187
 def model_path(model, adapter=None):

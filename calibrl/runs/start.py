@@ -17,7 +17,7 @@ from ..parallel import all_gather, processes, shard_layers
 from ..rollout import Policy, recomputes
 from .checkpoints import checkpoints
 from .fit import check_fit
-from .folder import RunSpec, claim_run, is_free, other_options, read_run, run_notes
+from .folder import RunSpec, claim_run, leave, other_options, read_run, run_notes
 from .launch import join_processes, leave_processes, lost_partner, sharded_dtype
 from .loop import run_in_folder
 from .report import finish
@@ -73,16 +73,6 @@ def open_run(out,               # folder, or None for a numbered one
     finally:
         if held:
             leave(path, held)
-
-def leave(path, held):
-    "Release a folder; where nothing came of it, it goes."
-    if is_free(path):
-        (path/".lock").unlink(missing_ok=True)
-        with contextlib.suppress(OSError):      # something hidden is in it
-            path.rmdir()
-            if path.parent == Path("runs"):     # the usual place, perhaps made for it
-                path.parent.rmdir()
-    held.release()
 
 # %% ../../nbs/runs/start.ipynb #2befc8c7
 def drawn_count(cfg:Config, spec:RunSpec, noted:dict)->int:     # what the run notes

@@ -8,8 +8,8 @@ __all__ = []
 # %% ../../nbs/viz/page.ipynb #6e70ffb7
 from pathlib import Path
 from typing import NamedTuple
-import io
 
+from ..files import bytes_of
 from ..templates import image_uri, page_table, render
 
 # %% ../../nbs/viz/page.ipynb #0c94876f
@@ -19,12 +19,9 @@ def image_bytes(image)->bytes:
         return Path(image).read_bytes()
     if isinstance(image, bytes):
         return image
-    buffer = io.BytesIO()
     if hasattr(image, "savefig"):
-        image.savefig(buffer, format="png", dpi=110, metadata={"Software": None})
-    else:
-        image.save(buffer, format="PNG")
-    return buffer.getvalue()
+        return bytes_of(image.savefig, format="png", dpi=110, metadata={"Software": None})
+    return bytes_of(image.save, format="PNG")
 
 # %% ../../nbs/viz/page.ipynb #92b600a6
 def format_cell(value)->str:
