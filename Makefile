@@ -24,7 +24,7 @@ test: $(VENV)/.dev ## every check: lint, notebooks against modules, notebook tes
 	$(BIN)/ruff check --quiet .
 	$(BIN)/python tools/check_sync.py
 	@rm -f .coverage .coverage.*
-	$(CHECK) $(BIN)/coverage run $(BIN)/nbdev_test --n_workers 2 --do_print --timing
+	$(CHECK) $(BIN)/coverage run $(BIN)/nbdev-test --n-workers 2 --do-print --timing
 	$(CHECK) $(BIN)/coverage run -m pytest -n 2 -m "not browser and not smollm2" $(ARGS)
 	$(BIN)/coverage combine --quiet
 	$(BIN)/coverage report --skip-covered --fail-under=90
@@ -34,7 +34,7 @@ test-families: $(VENV)/.dev ## a table over all tiny families; some: make test-f
 
 test-trl: $(VENV)/.dev ## the trainer for TRL against our engine, and its notebook (Python 3.11 or newer)
 	$(CHECK) CALIBRL_TWO_PROCESSES=1 $(BIN)/python -m pytest tests/test_trl.py $(ARGS)
-	$(CHECK) $(BIN)/nbdev_test --path nbs/05_trl.ipynb --flags trl --do_print
+	$(CHECK) $(BIN)/nbdev-test nbs/05_trl.ipynb --flags trl --do-print
 
 test-lowest: $(LOWEST)/.made ## the library's tests with the oldest versions, in .venv-lowest
 	$(CHECK) $(LOWEST)/bin/python -m pytest -n 2 $(addprefix tests/test_,$(addsuffix .py,$(OF_LIBRARY))) $(ARGS)
@@ -47,8 +47,8 @@ install: $(VENV)/.run ## install calibrl into .venv, to run it
 dev: $(VENV)/.dev ## install what working on calibrl needs
 
 sync: $(VENV)/.dev ## write modules and README from the notebooks (run it before each commit)
-	$(BIN)/nbdev_clean
-	$(BIN)/nbdev_export
+	$(BIN)/nbdev-clean
+	$(BIN)/nbdev-export
 	$(BIN)/python tools/readme.py
 
 check-sync: $(VENV)/.dev ## tell which notebooks and modules differ, changing nothing

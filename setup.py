@@ -1,4 +1,4 @@
-"""Packaging: every value comes from settings.ini, the one place that nbdev reads, too.
+"""Packaging: every value comes from settings.ini.
 
 `X_requirements` there is the extra `X` here.
 """

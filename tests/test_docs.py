@@ -111,13 +111,25 @@ SHOWN = [  # the source of a cell, the source that nbdev is given
 @pytest.mark.parametrize("source, shown", SHOWN)
 def test_exported_code_is_shown_in_the_book_and_no_other_code_runs(tmp_path, source, shown):
     text = notebook(tmp_path/"a.ipynb", ("code", source)).read_text()
-    (made,) = json.loads(build_docs.show_source(text))["cells"]
+    made, _ = json.loads(build_docs.show_source(text))["cells"]
     assert made["source"] == shown
+
+
+@pytest.mark.parametrize("export, inner", [("export", ""),
+                                           ("exporti", build_docs.INNER + "\n")])
+def test_nbdev_marks_an_exported_cell_as_expected(tmp_path, export, inner):
+    from nbdev.process import NBProcessor
+    from nbdev.processors import add_fold, mv_exports
+    path = notebook(tmp_path/"a.ipynb", ("code", f"#| {export}\nx = 1"))
+    path.write_text(build_docs.show_source(path.read_text()))
+    procs = [add_fold, mv_exports]      # the latter fails if nothing follows an exported cell
+    made = NBProcessor(path, procs=procs, rm_directives="quarto", process=True).nb
+    assert made.cells[0].source == build_docs.EXPORTED + inner + "x = 1"
 
 
 def signature(name):
     "The two cells that nbdev makes of an exported function, outputs and all."
-    text = f"header\n```python\n{name}(x)\n```\n*About {name}.*"
+    text = f"header\n```python\n{name}(x:list[torch.Tensor])->__main__.Out\n```\n*About {name}.*"
     out = [{"output_type": "display_data", "metadata": {}, "data": {"text/markdown": text}}]
     return (("code", f"show_doc({name})", out),
             ("code", build_docs.EXPORTED + f"def {name}(x):\n    return x"))
@@ -134,6 +146,7 @@ def test_the_api_page_names_a_wings_room_and_links_to_it(tmp_path):
     assert re.findall("^## (.*)", api, flags=re.M) == ["calibrl.viz.toy {#viz-toy}",
                                                       "calibrl.loss {#loss}"]
     assert "[In its chapter](viz/toy.html#run)" in api and "inner" not in api
+    assert "run(x:list[Tensor])->Out" in api
     sources = ["".join(cell["source"]) for cell in json.loads(page.read_text())["cells"]]
     assert sources == ["### `run` {#run}", "def run(x):\n    return x",
                        '<span id="inner"></span>', "def inner(): pass"]

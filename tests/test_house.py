@@ -14,6 +14,7 @@ from configparser import ConfigParser
 from pathlib import Path
 
 import pytest
+import tomlkit
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT/"calibrl"
@@ -622,7 +623,7 @@ def test_docs_settings_agree_with_settings_ini():
     text = (ROOT/"nbs/nbdev.yml").read_text(encoding="utf-8")
     url = CONFIG["git_url"] % CONFIG if "%" in CONFIG["git_url"] else CONFIG["git_url"]
     site = CONFIG["doc_host"] + CONFIG["doc_baseurl"]
-    for value in (CONFIG["title"], CONFIG["description"], url, site, CONFIG["doc_path"]):
+    for value in (CONFIG["title"], CONFIG["description"], url, site):
         assert value in text
 
 
@@ -640,6 +641,12 @@ def test_what_needs_a_newer_python_says_so():
     for need in map(Requirement, needs.split()):
         if need.name in ("trl", "smalldocs"):
             assert need.marker and not need.marker.evaluate({"python_version": "3.10"}), need
+
+
+def test_pyproject_agrees_with_settings_ini():
+    project = tomlkit.parse((ROOT/"pyproject.toml").read_text(encoding="utf-8"))["project"]
+    assert project["name"] == CONFIG["lib_name"]
+    assert project["requires-python"] == ">=" + CONFIG["min_python"]
 
 
 def test_readme_is_made_from_the_index():

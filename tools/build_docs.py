@@ -85,11 +85,13 @@ def show_source(text):
     for cell in notebook["cells"]:
         if cell["cell_type"] == "code":
             cell["source"] = shown("".join(cell["source"]))
+    notebook["cells"].append(markdown("<!-- -->", "end"))   # nbdev asks what follows an export
     return json.dumps(notebook, indent=1, ensure_ascii=False)
 
 
 INNER = "#| include: false"      # nbdev makes no signature of such a cell; `arrange` shows it again
-EXPORTED = '#| code-fold: show\n#| code-summary: "Exported source"\n'    # how nbdev marks a cell
+# How nbdev marks an exported cell
+EXPORTED = '#| code-fold: show\n#| code-summary: "Exported source"\n#| exports: true\n'
 
 
 def is_widget(out):
@@ -156,6 +158,7 @@ def api_entry(name, shown, page):
     signature = re.sub(r"(\w+):VAR_KEYWORD", r"**\1", signature)
     signature = re.sub(r"(\w+):VAR_POSITIONAL", r"*\1", signature)
     signature = re.sub(r"\[`([\w.]+)`\]\([^)]*\)", r"`\1`", signature)   # no link inside code
+    signature = re.sub(r"(?<=[:>[])(?:\w+\.)+(?=\w)", "", signature)     # a type without its module
     return (f"### `{name}`\n\n```python\n{signature.strip()}\n```\n\n{about.strip().strip('*')} "
             f"[In its chapter]({page}.html#{name.lower()}).\n")
 
@@ -250,7 +253,7 @@ def mend_search(site):
     (site/"search.json").unlink()
 
 
-def mend(site, home):
+def mend(site):
     "Make the built pages whole without a network."
     libs = site/"site_libs"
     mend_katex(libs)
@@ -258,11 +261,11 @@ def mend(site, home):
         edit(css, (r"@import url\([^)]*\);?", ""))
     mend_search(site)
     (site/".nojekyll").touch()
-    for page in site.rglob("*.html"):              # nbdev links API names to the published site
+    for page in site.rglob("*.html"):              # nbdev links API names from the root of a site
         up = "../" * (len(page.relative_to(site).parts) - 1)
         edit(page,
              (r"https://cdn\.jsdelivr\.net/npm/katex@[\d.]+/dist", up + "site_libs/katex"),
-             (rf'href="{re.escape(home)}/', f'href="{up}'))
+             (r'href="/(?!/)', f'href="{up}'))
     link_methods(site)
 
 
@@ -327,11 +330,9 @@ def broken_links(site):
 
 def main():
     "Stage, process, render, mend, check; then put the result in place of the old site."
-    from nbdev.config import get_config
     from nbdev.serve import proc_nbs
     from smalldocs.site import build
     os.chdir(ROOT)
-    cfg = get_config()
     stage()
     shutil.rmtree(ROOT/"_proc", ignore_errors=True)
     cache = proc_nbs(str(STAGE), n_workers=2, force=True)
@@ -339,7 +340,7 @@ def main():
     for warning in build(cache, quiet=True).warnings:
         if "output-file" not in warning:           # stage() named the files
             print("note:", warning)
-    mend(cache/"_docs", cfg.doc_host + cfg.doc_baseurl)
+    mend(cache/"_docs")
     problems = list(broken_links(cache/"_docs"))
     for problem in problems:
         print("broken:", problem)
