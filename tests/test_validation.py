@@ -116,7 +116,7 @@ def given_to_train(monkeypatch, argv):
     "The problems that a command would train on, and those that it would validate on."
     seen = []
 
-    def notes(policy, problems, cfg, out, tracker, held):
+    def notes(policy, problems, cfg, out, tracker, held, judge):
         seen.append((problems, held))
         raise KeyboardInterrupt
     monkeypatch.setattr(start, "run_in_folder", notes)
