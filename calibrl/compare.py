@@ -288,6 +288,78 @@ def one_run(
     path.with_suffix(".at").unlink(missing_ok=True)
     return record
 
+# %% ../nbs/04_compare.ipynb #a096293a
+def is_count(value, most=2**53)->bool:
+    "Return whether a value is a whole number from 0 on."
+    return type(value) is int and 0 <= value <= most
+
+def exam_fault(exam)->str:
+    "Return what an exam of a record lacks; nothing if it is one."
+    if not isinstance(exam, dict) or not all(is_count(exam.get(key)) for key in ("n", "k")):
+        return "without a number of problems or answers"
+    each = [exam.get(key) for key in ("greedy", "right", "routes")]
+    if not all(isinstance(found, list) and len(found) == exam["n"] > 0 for found in each):
+        return f"without {exam['n']} results"
+    for greedy, right, routes in zip(*each, strict=True):
+        counts = is_count(greedy, 1) and is_count(right, exam["k"]) and is_count(routes, right)
+        if not counts:
+            return f"with counts that cannot be: {greedy!r}, {right!r}, {routes!r}"
+    return ""
+
+OF_THE_CURVE = ("entropy", "silent_groups", "tokens")
+
+def is_curve(curve, names)->bool:
+    "Return whether there is a number a step for each name; a broken step has some that are none."
+    def is_step(row):
+        plain = isinstance(row, list) and all(type(v) is float or is_count(v) for v in row)
+        return plain and len(row) == len(names)
+
+    has_names = isinstance(names, list) and all(name in names for name in OF_THE_CURVE)
+    return has_names and isinstance(curve, list) and len(curve) > 0 and all(map(is_step, curve))
+
+# %% ../nbs/04_compare.ipynb #5bb79bad
+def fault_of(record:dict)->str:
+    "Return what a record lacks to be one of a comparison; nothing if it is one."
+    if not isinstance(record.get("spec"), str) or not is_count(record.get("seed")):
+        return "no spec, or no seed"
+    config = record.get("config")
+    if not isinstance(config, list) or not all(isinstance(phase, dict) for phase in config):
+        return "no configurations"
+    if not isinstance(record.get("settings", {}), dict):
+        return "no table of settings"
+    if not isinstance(record.get("world", "geometry"), str):
+        return "a world that is no name"
+    seconds = record.get("seconds")
+    if not isinstance(seconds, float) and not is_count(seconds):
+        return "no seconds"
+    if not is_curve(record.get("curve"), record.get("names")):
+        return "no curve of numbers, or no entropy in it"
+    exams = record.get("exam")
+    if not isinstance(exams, dict) or not {"test", "hard"} <= set(exams):
+        return "no exam, or not both parts of it"
+    faults = {name: exam_fault(exam) for name, exam in exams.items()}
+    return next((f"an exam {name!r} {fault}" for name, fault in faults.items() if fault), "")
+
+def checked(record:dict, where)->dict:
+    "Return a record, or raise ValueError that names the file where it is none."
+    if fault := fault_of(record):
+        raise ValueError(f"{where}: {fault}, so it is no record of a comparison; take it away, and"
+                         " the same command makes it again")
+    return record
+
+def read_record(path)->dict:
+    "Return the record in a file, or raise ValueError that says what is wrong with it."
+    try:
+        record = checked(read_object(path), path)
+    except ValueError as e:
+        why = "" if "take it away" in str(e) else ": take it away, it is no record of a comparison"
+        raise ValueError(f"{e}{why}") from None
+    name = record_path(path.parent, record["spec"], record["seed"]).name
+    if path.name != name:
+        raise ValueError(f"{path} is the record of {record['spec']}, seed {record['seed']}: call it"
+                         f" {name}, or take it away")
+    return record
+
 # %% ../nbs/04_compare.ipynb #8ffb5b2a
 def other_settings(had:dict, spec:str, phases:list, want:dict)->str:
     "Return what of a record is not as it is wanted, in words; nothing if all is."
@@ -459,78 +531,6 @@ def run_in_parallel(todo, cfg, out, jobs, show, exam):
             for future in waiting:
                 future.cancel()
             raise
-
-# %% ../nbs/04_compare.ipynb #a096293a
-def is_count(value, most=2**53)->bool:
-    "Return whether a value is a whole number from 0 on."
-    return type(value) is int and 0 <= value <= most
-
-def exam_fault(exam)->str:
-    "Return what an exam of a record lacks; nothing if it is one."
-    if not isinstance(exam, dict) or not all(is_count(exam.get(key)) for key in ("n", "k")):
-        return "without a number of problems or answers"
-    each = [exam.get(key) for key in ("greedy", "right", "routes")]
-    if not all(isinstance(found, list) and len(found) == exam["n"] > 0 for found in each):
-        return f"without {exam['n']} results"
-    for greedy, right, routes in zip(*each, strict=True):
-        counts = is_count(greedy, 1) and is_count(right, exam["k"]) and is_count(routes, right)
-        if not counts:
-            return f"with counts that cannot be: {greedy!r}, {right!r}, {routes!r}"
-    return ""
-
-OF_THE_CURVE = ("entropy", "silent_groups", "tokens")
-
-def is_curve(curve, names)->bool:
-    "Return whether there is a number a step for each name; a broken step has some that are none."
-    def is_step(row):
-        plain = isinstance(row, list) and all(type(v) is float or is_count(v) for v in row)
-        return plain and len(row) == len(names)
-
-    has_names = isinstance(names, list) and all(name in names for name in OF_THE_CURVE)
-    return has_names and isinstance(curve, list) and len(curve) > 0 and all(map(is_step, curve))
-
-# %% ../nbs/04_compare.ipynb #5bb79bad
-def fault_of(record:dict)->str:
-    "Return what a record lacks to be one of a comparison; nothing if it is one."
-    if not isinstance(record.get("spec"), str) or not is_count(record.get("seed")):
-        return "no spec, or no seed"
-    config = record.get("config")
-    if not isinstance(config, list) or not all(isinstance(phase, dict) for phase in config):
-        return "no configurations"
-    if not isinstance(record.get("settings", {}), dict):
-        return "no table of settings"
-    if not isinstance(record.get("world", "geometry"), str):
-        return "a world that is no name"
-    seconds = record.get("seconds")
-    if not isinstance(seconds, float) and not is_count(seconds):
-        return "no seconds"
-    if not is_curve(record.get("curve"), record.get("names")):
-        return "no curve of numbers, or no entropy in it"
-    exams = record.get("exam")
-    if not isinstance(exams, dict) or not {"test", "hard"} <= set(exams):
-        return "no exam, or not both parts of it"
-    faults = {name: exam_fault(exam) for name, exam in exams.items()}
-    return next((f"an exam {name!r} {fault}" for name, fault in faults.items() if fault), "")
-
-def checked(record:dict, where)->dict:
-    "Return a record, or raise ValueError that names the file where it is none."
-    if fault := fault_of(record):
-        raise ValueError(f"{where}: {fault}, so it is no record of a comparison; take it away, and"
-                         " the same command makes it again")
-    return record
-
-def read_record(path)->dict:
-    "Return the record in a file, or raise ValueError that says what is wrong with it."
-    try:
-        record = checked(read_object(path), path)
-    except ValueError as e:
-        why = "" if "take it away" in str(e) else ": take it away, it is no record of a comparison"
-        raise ValueError(f"{e}{why}") from None
-    name = record_path(path.parent, record["spec"], record["seed"]).name
-    if path.name != name:
-        raise ValueError(f"{path} is the record of {record['spec']}, seed {record['seed']}: call it"
-                         f" {name}, or take it away")
-    return record
 
 # %% ../nbs/04_compare.ipynb #9f3de269
 def folder_records(folder)->list:
