@@ -426,7 +426,7 @@ def test_an_evaluation_on_a_full_disk_goes_on(answered, tmp_path, capsys):
     size = (answered/"answers.jsonl").stat().st_size
     with files_up_to(size - 100):
         assert main([*EVAL, str(out)]) == 2
-    assert "answers.jsonl could not be written" in (line := said(capsys)), line
+    assert f"{out}/" in (line := said(capsys)) and "could not be written" in line, line
     assert "answers so far are kept" in line
     assert main([*EVAL, str(out)]) == 0
     assert (out/"answers.jsonl").read_bytes() == (answered/"answers.jsonl").read_bytes()

@@ -175,10 +175,8 @@ def test_a_run_of_two_goes_on_with_one(straight, tmp_path):
     out = tmp_path/"run"
     shutil.copytree(straight, out)
     (out/"summary.json").unlink()
-    for step in (6, 4):
-        shutil.rmtree(out/f"checkpoints/step-{step}")
-    for name in names(out):
-        assert name == "step-2"
+    shutil.rmtree(out/"checkpoints/step-6")
+    assert names(out) == ["step-4"]
     assert main(["train", *SMALL, "--out", str(out)]) == 0
     close(figures(straight), figures(out))
 
