@@ -1077,6 +1077,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                   'calibrl.runs.fit.check_fit': ('runs/fit.html#check_fit', 'calibrl/runs/fit.py'),
                                   'calibrl.runs.fit.closing_lines': ('runs/fit.html#closing_lines', 'calibrl/runs/fit.py'),
                                   'calibrl.runs.fit.command_text': ('runs/fit.html#command_text', 'calibrl/runs/fit.py'),
+                                  'calibrl.runs.fit.counted_words': ('runs/fit.html#counted_words', 'calibrl/runs/fit.py'),
                                   'calibrl.runs.fit.fitted': ('runs/fit.html#fitted', 'calibrl/runs/fit.py'),
                                   'calibrl.runs.fit.free_memory': ('runs/fit.html#free_memory', 'calibrl/runs/fit.py'),
                                   'calibrl.runs.fit.give_lines': ('runs/fit.html#give_lines', 'calibrl/runs/fit.py'),

@@ -421,12 +421,25 @@ def test_half_a_note_does_not_block_an_evaluation(answered, tmp_path, capsys, le
         assert (out/name).read_bytes() == (answered/name).read_bytes()
 
 
-def test_an_evaluation_on_a_full_disk_goes_on(answered, tmp_path, capsys):
-    out = tmp_path/"eval"
-    size = (answered/"answers.jsonl").stat().st_size
+def test_an_evaluation_on_a_full_disk_goes_on(tmp_path, capsys):
+    more = [*EVAL[:-1], "--k", "8", "--out"]      # the answers need more than a picture does
+    whole, out = tmp_path/"whole", tmp_path/"eval"
+    assert main([*more, str(whole)]) == 0
+    size = (whole/"answers.jsonl").stat().st_size
+    assert size - 100 > max(path.stat().st_size for path in whole.rglob("*.jpg"))
     with files_up_to(size - 100):
+        assert main([*more, str(out)]) == 2
+    assert "answers.jsonl could not be written" in (line := said(capsys)), line
+    assert "answers so far are kept" in line
+    assert main([*more, str(out)]) == 0
+    assert (out/"answers.jsonl").read_bytes() == (whole/"answers.jsonl").read_bytes()
+
+
+def test_an_evaluation_whose_pictures_find_no_room_goes_on(answered, tmp_path, capsys):
+    out = tmp_path/"eval"
+    with files_up_to(2300):
         assert main([*EVAL, str(out)]) == 2
-    assert f"{out}/" in (line := said(capsys)) and "could not be written" in line, line
+    assert ".jpg could not be written" in (line := said(capsys)), line
     assert "answers so far are kept" in line
     assert main([*EVAL, str(out)]) == 0
     assert (out/"answers.jsonl").read_bytes() == (answered/"answers.jsonl").read_bytes()

@@ -343,7 +343,7 @@ def test_the_plan_counts_what_a_picture_may_cost(tmp_path, capsys):
     plan = ["plan", str(seeing()), "--prompt-tokens", "64", "--max-new-tokens", "16"]
     assert main([*plan, "--max-pixels", str(9*784), "--instruction", "ours"]) == 0
     said = capsys.readouterr().out
-    assert "64 tokens (9 of image)" in said
+    assert "64 tokens (9 of image, 1 of instruction and system message)" in said
     assert main([*plan, "--max-pixels", str(65*784)]) == 2
     assert "prompt_tokens (64), not 65" in capsys.readouterr().err
 

@@ -19,7 +19,7 @@ from calibrl.engine import encode
 from calibrl.pace import card_named, measured_cards, pace_lines, pace_of
 from calibrl.parallel import processes
 from calibrl.plan import (MARGIN, Plan, estimate, gpu_bytes, image_share, in_rows,
-                          plan_lines)
+                          plan_lines, words_share)
 from calibrl.prompts import one_line, prompter
 from calibrl.runs.folder import RunSpec
 from calibrl.runs.options import is_embedded, run_options
@@ -226,6 +226,13 @@ def closing_lines(asked:Asked, options:dict, price=None)->list:
     return [*(said if asked.changes else []), *time_lines(asked, price), "",
             command_text(options | limit | asked.changes), *([note] if drawn else [])]
 
+def counted_words(cfg:Config, plan:Plan, model)->int:
+    "Return the tokens of instruction and system message where they are named and can be counted."
+    if cfg.instruction is None and cfg.system is None or processor_at_hand(model) is None:
+        return 0
+    room = plan.prompt_tokens - plan.image_tokens
+    return words_share(model, plan.config, room, cfg.instruction, cfg.system)
+
 def plan_run(options:dict,            # of `calibrl train`, as given
              gpu="24GB",              # memory of the GPU, or a card that was measured
              prompt_tokens=None, image_tokens=None,
@@ -237,7 +244,8 @@ def plan_run(options:dict,            # of `calibrl train`, as given
     model = model_path(spec.model)
     lengths = planned_lengths(cfg, spec, model, prompt_tokens)
     lengths = lengths._replace(image=image_tokens or lengths.image)
-    asked = fitted(cfg, spec, plan_of(cfg, spec, shape_config(model), lengths, gpu))
+    plan = plan_of(cfg, spec, shape_config(model), lengths, gpu)
+    asked = fitted(cfg, spec, replace(plan, word_tokens=counted_words(cfg, plan, model)))
     print("\n".join([wrapped(lengths.about), *plan_lines(asked.plan, asked.needs), "",
                      *closing_lines(asked, options, price)]))
     return asked
