@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 
 from .config import Config
-from .loss import OBJECTIVES, group_advantages
+from .loss import OBJECTIVES, expert_gap, group_advantages
 from .methods import ROWS, refill
 from .parallel import (all_gather, all_reduce_gradients, local_slice, processes,
                               to_device)
@@ -49,9 +49,9 @@ def train_step(policy:Policy,             # samples and trains
     minis = torch.arange(len(rows.problems)).chunk(cfg.mini_batches)
     updates = [update(policy, optimizer, rows, adv, mini.tolist(), cfg) for mini in minis]
 
-    # the means over the updates, and before any update the ratio must have been 1
+    # the means over the updates, and what was so before any of them
     means = {name: sum(u[name] for u in updates)/len(updates) for name in updates[0]}
-    return means | {"first_ratio_error": updates[0]["ratio_error"]} | summarize(rollouts, adv)
+    return means | at_first(updates[0], rows, cfg.gap) | summarize(rollouts, adv)
 
 # %% ../nbs/02_train.ipynb #99b7346c
 def update(policy:Policy, optimizer,
@@ -151,6 +151,21 @@ def summarize(ro:Rollouts,           # sampled groups
             "truncated": mean(ro.truncated), "silent_groups": mean((adv == 0).all(1)),
             "solved_groups": mean(ro.correct.view(-1, ro.n).any(1)),
             "tokens": int(ro.mask.sum()), "expert_rows": int(ro.has_expert.sum())}
+
+# %% ../nbs/02_train.ipynb #abb11536
+def gap_positive(ro:Rollouts, gap:str)->dict:     # {} where no row has an expert
+    "Return the share of rows surer than their expert on every token, before any update."
+    D = expert_gap(ro.old_logp, ro.expert_logp, ro.mask, gap, ro.expert_mask)
+    surer = ((D > 0) | ~ro.mask).all(1)
+    asked = ro.has_expert & ro.mask.any(1)
+    return {"gap_positive": float(surer[asked].float().mean())} if asked.any() else {}
+
+def at_first(update:dict,      # metrics of the first update
+             rows:Rollouts,    # that all updates of the step see
+             gap:str,
+            )->dict:           # floats by name
+    "Return what was so before any update: the ratio's error, and the share of positive gaps."
+    return {"first_ratio_error": update["ratio_error"]} | gap_positive(rows, gap)
 
 # %% ../nbs/02_train.ipynb #4ac75ec5
 def batches(problems:list, size:int, seed:int=0):    # generator of lists of `size` problems

@@ -47,6 +47,7 @@ LEFT_OUT = {
     "checks of the input": ["one_line", "check_choice", "check_settings", "checked_batch",
                             "checked_rewards"],
     "what is logged and looked at": ["loss_metrics", "gap_metrics", "clip_metrics",
+                                     "at_first", "gap_positive",
                                      "samples_to_read", "response_record", "data_url",
                                      "lost_verdicts", "failures", "heard"],
     "numbers that break": ["is_finite", "skipped_step", "propagate_nan", "diagnosis"],

@@ -220,7 +220,7 @@ def show_step(bar, rows:list):     # metrics of the steps up to now
 def warn_once(recorder:Recorder):
     "Say each sign that nothing is being learned, the first time it shows."
     step = recorder.rows[-1]["step"]
-    for name, text in signs_at(recorder.rows).items():
+    for name, text in signs_at(recorder.rows, recorder.cfg).items():
         if name not in recorder.said:
             recorder.said.add(name)
             recorder.bar.write(wrapped(step, text), file=sys.stderr)
@@ -269,7 +269,7 @@ def run_in_folder(policy:Policy, problems, cfg:Config,
     stop = False
     with contextlib.ExitStack() as stack:
         recorder = Recorder(policy, optimizer, cfg, out, rows, saved=len(rows),
-                            validated=held is not None, said=set(first_signs(rows)))
+                            validated=held is not None, said=set(first_signs(rows, cfg)))
         open_recorder(stack, recorder, tracker)
         asked = stack.enter_context(asked_to_stop())
         own = None if judge is verify else judge

@@ -19,7 +19,7 @@ from .watch import first_signs
 
 # %% ../../nbs/runs/report.ipynb #05669c48
 CURVES = ("accuracy", "reward", "entropy", "length", "truncated", "silent_groups", "gap",
-          "gated_fraction", "clip_fraction", "approx_kl", "grad_norm", "seconds")
+          "gap_positive", "gated_fraction", "clip_fraction", "approx_kl", "grad_norm", "seconds")
 
 def settings_of(cfg:Config)->dict:
     "Return the settings that stand in a report; what a method does not use is left out."
@@ -102,10 +102,11 @@ def validation_rows(rows:list, start)->list:
     return [{"step": row["step"]} | {name: row.get(f"val_{name}") for name in VALIDATION}
             for row in asked]
 
-def tables_of(rows:list, start)->dict:
+def tables_of(rows:list, start, cfg=None)->dict:     # `start`: of validation, `Config`
     "Return the tables of a report by title."
     last = [{"step": r["step"]} | {k: r.get(k) for k in CURVES} for r in rows[-5:]]
-    signs = [{"from step": step, "sign": text} for step, text in first_signs(rows).values()]
+    found = first_signs(rows, cfg).values()
+    signs = [{"from step": step, "sign": text} for step, text in found]
     tables = {"To know": signs, "Validation": validation_rows(rows, start), "The last steps": last}
     return {title: table for title, table in tables.items() if table}
 
@@ -147,8 +148,9 @@ def write_report(out,          # run folder
     # the parts of the page
     start = start_figures(out)
     figures = {"Training": run_figure(out, rows, beside)} if rows else {}
-    page = viz.report_html(f"Training {out.name}", summary_line(rows, cfg), tables_of(rows, start),
-                           figures, samples[::-1], about=what_happened(rows, start))
+    tables = tables_of(rows, start, cfg)
+    page = viz.report_html(f"Training {out.name}", summary_line(rows, cfg), tables, figures,
+                           samples[::-1], about=what_happened(rows, start))
     if rows and beside is not None:
         save_curves(out, figures["Training"])
 

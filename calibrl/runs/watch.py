@@ -62,21 +62,38 @@ def ratio_sign(rows:list)->str:     # "" where there is nothing to say
     return (f"sampling and scoring differ by {error:.1e} before the update, and the run stops at"
             f" {limit:.1e}: try --rows plain, or another precision (--bits)")
 
+# %% ../../nbs/runs/watch.ipynb #57aa2e21
+GATED = ("calibrl", "calibrl_dr_grpo", "calibrl_gspo", "calibrl_cppo")   # by a frozen expert
+
+def expert_sign(rows:list, cfg)->str:     # metrics, `Config` or None; "" if nothing is to be said
+    "Return what to do where no answer is on the other side of its expert: it is not read."
+    surer, lengths = recent(rows, "gap_positive"), recent(rows, "length")
+    if cfg is None or cfg.method not in GATED or not cfg.weight or not surer or min(surer) <= .99:
+        return ""
+    text = (f"the expert is not read: in {min(surer):.1%} of the rows or more the policy was surer"
+            f" of its own answer (D > 0) for {RECENT} steps, so the gate is a constant")
+    if cfg.weigh_by_adv and lengths:
+        lam = cfg.weight*(lengths[-1] if cfg.gap == "sequence" else 1)
+        text += (f", and GRPO with its wrong answers weighted"
+                 f" {(1 + lam)/(1 + lam*cfg.alpha):.2f} would do the same")
+    return text + ". Give experts in the policy's own style, or save their cost with --method grpo"
+
 # %% ../../nbs/runs/watch.ipynb #e5186df6
 SIGNS = {"silent": silent_sign, "truncated": truncated_sign, "entropy": entropy_sign,
          "ratio": ratio_sign}
 
-def signs_at(rows:list)->dict:     # metrics of the steps up to now -> texts by name
+def signs_at(rows:list, cfg=None)->dict:     # metrics up to now, `Config` -> texts by name
     "Return the signs that the last step shows."
     found = {name: sign(rows) for name, sign in SIGNS.items()} if rows else {}
+    found["expert"] = expert_sign(rows, cfg)
     return {name: text for name, text in found.items() if text}
 
-def first_signs(rows:list)->dict:     # texts by name, in their order, each with its step
+def first_signs(rows:list, cfg=None)->dict:     # texts by name, in their order, each with its step
     "Return each sign at the first step that shows it."
     found = {}
     for end in range(1, len(rows) + 1):
         near = rows[:1] + rows[max(1, end - RECENT):end]
-        for name, text in signs_at(near).items():
+        for name, text in signs_at(near, cfg).items():
             found.setdefault(name, (rows[end - 1]["step"], text))
     return found
 
