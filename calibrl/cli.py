@@ -93,6 +93,8 @@ def train(
     dual_clip:float=None,    # bound on a ratio whose advantage is negative (default: as the method)
     weigh_by_adv:bool=None,  # multiply CalibRL's term by the advantage's size (default: yes)
     expert_weight:float=None,    # of an expert's token against an own one, in grpo_sft (default: 1)
+    # of a negative advantage against a positive one, on the policy's own answers (default: 1)
+    neg_weight:float=None,
     prune:float=None,        # share of each group left out, in cppo (default: as the method)
     tries:int=None,          # draws of a step until groups differ, in dapo (default: as the method)
     overlong:float=None,     # share of the length that is penalised (default: as the method)

@@ -25,6 +25,7 @@ RANGES = {                   # the least and the most of a number, both allowed
     "warmup": (0, 10**7)}
 ABOVE = {"dual_clip": 1, "max_grad_norm": 0}         # numbers that must be above
 BELOW = {"prune": 1, "overlong": 1}                  # numbers that must be below
+EVERYWHERE = ("max_new_tokens",)      # a loss may take it, and sampling always does
 
 def has_kind(value, *kinds)->bool:
     "Return whether a value is of some kinds; a truth value is no number."
@@ -53,6 +54,20 @@ def check_kind(name:str, kind:type, value):
     if kind in (int, float):
         check_number(name, kind is int, value)
 
+# %% ../nbs/02a_config.ipynb #807f8cc1
+def readers(name:str)->list:     # of an option
+    "Return the methods that read an option; none, where each does or no method at all."
+    return [method for method, o in OBJECTIVES.items() if name in (*o.takes, *o.reads)]
+
+def check_read(cfg):
+    "Raise ValueError for an option that was given to a method that does not read it."
+    for field in fields(cfg):
+        read_by = readers(field.name) if field.name not in EVERYWHERE else []
+        given = getattr(cfg, field.name) != field.default
+        if given and read_by and cfg.method not in read_by:
+            raise ValueError(f"{field.name}: the method {cfg.method} does not read it; those that"
+                             f" do are {', '.join(read_by)}")
+
 # %% ../nbs/02a_config.ipynb #267477a9
 def check_config(cfg):
     "Raise ValueError for options with which a run means nothing."
@@ -72,6 +87,7 @@ def check_config(cfg):
             raise ValueError(f"{name} must be one of {known}, not {value!r}")
 
     # options that go together
+    check_read(cfg)
     wording(cfg.instruction, cfg.system)
     check_pixels(cfg.min_pixels, cfg.max_pixels)
     if cfg.prompts*cfg.responses > 10**6:
@@ -99,6 +115,9 @@ class Config:
     dual_clip: float | None = None    # the same [C: 3]
     weigh_by_adv: bool = True     # multiply CalibRL's term by |advantage| [P: an ablation does not]
     expert_weight: float = 1.0    # of an expert's token against an own one, in "grpo_sft"; ours
+    # of a negative advantage of the policy's own against a positive one; ours. In EntroPIC it is
+    # what holds entropy; W-REINFORCE weighs positives with 0.1, which is the same ratio as 10
+    neg_weight: float = 1.0
 
     # which rows an update sees
 

@@ -95,6 +95,25 @@ ROWS = {     # method -> function
     "sft": expert_only,
     "calibrl_reference": against_reference}
 
+# %% ../nbs/02c_methods.ipynb #d5fb0e0c
+def weigh_negatives(ro:Rollouts,
+                    adv:torch.Tensor,    # (groups, n)
+                    weight:float,        # of a negative advantage
+                   )->torch.Tensor:      # (groups, n)
+    "Return advantages, the negative ones of the policy's own rows times a weight."
+    own = ~ro.from_expert.view(adv.shape)
+    return torch.where(own & (adv < 0), weight*adv, adv)
+
+def change_rows(policy:Policy,
+                ro:Rollouts,             # sampled groups
+                adv:torch.Tensor,        # (groups, n) their advantages
+                cfg:Config,              # resolved
+               )->tuple:                 # rollouts of an update, advantages (groups, rows of each)
+    "Return what an update is made of, as the method and `neg_weight` have it."
+    if cfg.method in ROWS:
+        ro, adv = ROWS[cfg.method](policy, ro, adv, cfg)
+    return ro, weigh_negatives(ro, adv, cfg.neg_weight)
+
 # %% ../nbs/02c_methods.ipynb #7a52ce89
 def mixed_groups(ro:Rollouts)->Rollouts:
     "Return the groups that are neither all right nor all wrong."

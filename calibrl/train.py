@@ -16,7 +16,7 @@ import torch.nn.functional as F
 
 from .config import Config
 from .loss import OBJECTIVES, expert_gap, group_advantages
-from .methods import ROWS, refill
+from .methods import change_rows, refill
 from .parallel import (all_gather, all_reduce_gradients, local_slice, processes,
                               to_device)
 from .records import diagnosis, is_finite, propagate_nan, samples_to_read
@@ -27,7 +27,7 @@ from .tasks import start_judge, verifier_stats, verify
 
 # what others take from here
 from .config import PRESETS, load_config, save_config  # noqa: F401
-from .methods import overlong_penalty  # noqa: F401
+from .methods import ROWS, overlong_penalty  # noqa: F401
 from .parallel import end_with  # noqa: F401
 
 # %% ../nbs/02_train.ipynb #b9de1a33
@@ -40,10 +40,8 @@ def train_step(policy:Policy,             # samples and trains
     cfg = cfg.resolved()
 
     # advantages belong to whole groups; other methods than GRPO and CalibRL also change the rows
-    rows = rollouts
-    adv = group_advantages(rows.rewards.view(-1, rows.n), cfg.norm_std)
-    if cfg.method in ROWS:
-        rows, adv = ROWS[cfg.method](policy, rows, adv, cfg)
+    adv = group_advantages(rollouts.rewards.view(-1, rollouts.n), cfg.norm_std)
+    rows, adv = change_rows(policy, rollouts, adv, cfg)
 
     # one update for each mini-batch of groups
     minis = torch.arange(len(rows.problems)).chunk(cfg.mini_batches)

@@ -143,7 +143,8 @@ WRITTEN_OUT = ["grpo", "dr_grpo", "dapo", "gspo", "cppo", "luffy", "luffy_calibr
 
 @pytest.mark.parametrize("method", WRITTEN_OUT)
 def test_one_update_follows_the_published_formula(tiny, ro, method):
-    got, m = step(tiny, ro, method, expert_weight=2.)
+    options = {"expert_weight": 2.} if "expert_weight" in OBJECTIVES[method].takes else {}
+    got, m = step(tiny, ro, method, **options)
     want = by_hand(tiny, ro, method)
     assert want.norm() > 0 and (got - want).norm() < 1e-4*want.norm()
     assert m["first_ratio_error"] < 1e-4 and math.isfinite(m["loss"])
@@ -327,7 +328,7 @@ BAD_OPTIONS = [
 @pytest.mark.parametrize("option, value, message", BAD_OPTIONS)
 def test_bad_method_options_are_named(option, value, message):
     with pytest.raises(ValueError, match=message):
-        Config(method="dapo", **{option: value})
+        Config(method="grpo_sft" if option == "expert_weight" else "dapo", **{option: value})
 
 
 def test_what_is_off_is_off():
@@ -386,3 +387,37 @@ def test_text_only_models_take_the_same_path(checkpoint, method, rises):
     rows = list(train(policy, ps, cfg))
     assert (of_experts() > before) == rises
     assert rows[0]["solved_groups"] == 0 and (rows[0]["grad_norm"] > 0) == rises
+
+
+@pytest.mark.parametrize("method", ["grpo", "calibrl", "luffy"])
+def test_negatives_weigh_what_they_are_told(tiny, ro, method):
+    "The gradient is linear in the advantages: twice the step with 2 is one with 1 and one with 3."
+    once, twice, thrice = (step(tiny, ro, method, neg_weight=w)[0] for w in (1., 2., 3.))
+    assert (twice - once).norm() > .05*once.norm()
+    assert (2*twice - once - thrice).norm() < 1e-4*thrice.norm()
+
+
+def test_negatives_of_zero_leave_the_right_answers(tiny, ro):
+    "Against the sum over the answers above their group's mean, written out."
+    policy = Policy.from_pretrained(tiny, bits=4)
+    own = policy.logps(ro.problems, ro.grouped)
+    total = 0.
+    for g in range(B):
+        R = ro.rewards[g*n:(g + 1)*n]
+        A = (R - R.mean())/(R.std() + 1e-6) if R.std() > 1e-4 else R*0
+        for i in range(n):
+            total = total - max(float(A[i]), 0.)*own.logp[g*n + i][own.mask[g*n + i]].sum()
+    want = torch.autograd.grad(total/own.mask.sum(), policy.trainable)
+    want = torch.cat([part.flatten() for part in want])
+    got = step(tiny, ro, "grpo", neg_weight=0.)[0]
+    assert (got - want).norm() < 1e-4*want.norm()
+
+
+UNREAD = [("sft", "neg_weight", 2.), ("calibrl_live", "neg_weight", 2.),
+          ("calibrl", "expert_weight", 2.), ("grpo", "weigh_by_adv", False)]
+
+
+@pytest.mark.parametrize("method, option, value", UNREAD)
+def test_an_option_that_a_method_does_not_read_is_refused(method, option, value):
+    with pytest.raises(ValueError, match=f"{option}: the method {method} does not read it"):
+        Config(method=method, **{option: value})

@@ -50,6 +50,7 @@ class Objective:
     defaults: dict = field(default_factory=dict)  # of the loss, or `prune`, `tries`, `overlong`
     takes: tuple = ()  # settings that only its loss takes
     expert_rows: bool = False  # are rows of the expert's in its update?
+    reads: tuple = ("neg_weight",)  # options of a run that change its rows, not its loss
 
     def __call__(self, *args, from_expert=None, **kwargs):
         "Return the loss; only an update that has rows of the expert's is told which they are"
@@ -91,7 +92,7 @@ unclipped = dict(reduce="seq-mean-token-sum", dual_clip=OFF, clip_low=1.0, clip_
 
 OBJECTIVES |= {
     "sft": Objective(
-        surrogate_loss, norm_std=False, source="arXiv 2203.02155", expert_rows=True),
+        surrogate_loss, norm_std=False, source="arXiv 2203.02155", expert_rows=True, reads=()),
     "grpo_sft": Objective(
         surrogate_loss, norm_std=True, source="arXiv 2504.14945",
         takes=("expert_weight",), expert_rows=True),
@@ -120,5 +121,5 @@ OBJECTIVES |= {
     "calibrl_cppo": with_exploration("cppo"),
     "calibrl_live": Objective(
         live_loss, norm_std=False, source="arXiv 2602.20197, with a live expert (ours)",
-        expert_rows=True),
+        expert_rows=True, reads=()),
 }
