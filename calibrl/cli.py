@@ -120,6 +120,8 @@ def train(
     rows:str=None,
     save_every:int=None,     # steps between checkpoints (default: 10)
     sample_every:int=None,   # steps between samples to read (default: 10)
+    # steps between measurements of what moves entropy, on samples of their own (default: none)
+    law_every:int=None,
     keep:int=None,           # newest checkpoints to keep, beside the best (default: 2)
     max_broken:int=None,     # steps in a row without a finite update that end a run (default: 3)
     # how groups are run: "shared", each prompt and image once for all its responses,

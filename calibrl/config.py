@@ -22,7 +22,7 @@ RANGES = {                   # the least and the most of a number, both allowed
     "mini_batches": (1, 10**5),
     "max_new_tokens": (1, 10**6), "lora_rank": (1, 2**16), "k": (1, 10**4),
     "image_tokens": (0, 10**6), "clip_low": (0, 1), "temperature": (0.05, 10),
-    "warmup": (0, 10**7)}
+    "warmup": (0, 10**7), "law_every": (0, 10**7)}
 ABOVE = {"dual_clip": 1, "max_grad_norm": 0}         # numbers that must be above
 BELOW = {"prune": 1, "overlong": 1}                  # numbers that must be below
 EVERYWHERE = ("max_new_tokens",)      # a loss may take it, and sampling always does
@@ -167,6 +167,7 @@ class Config:
     sample_every: int = 10        # steps between samples to read
     save_every: int = 10          # steps between checkpoints
     val_every: int = 10           # steps between validations, where there is any
+    law_every: int = 0            # steps between measurements of what moves entropy; 0: none
     keep: int = 2                 # newest checkpoints to keep, beside the best
     max_broken: int = 3           # steps in a row without a finite update before a run stops
 

@@ -13,6 +13,7 @@ from typing import Callable
 
 from ..config import Config, load_config
 from ..files import check_place, read_jsonl, replace_folder
+from ..growth import law_at
 from ..parallel import all_gather, processes
 from ..rollout import Policy
 from .checkpoints import (HASHES, Unreadable, checkpoints, load_checkpoint, prune,
@@ -255,6 +256,14 @@ def with_figures(steps, policy:Policy, validation:Validation|None):     # genera
             row |= validation.ask(policy, row["step"])
         yield row
 
+def with_law(recorder:Recorder, steps, problems:list):     # generators of rows
+    "Yield the steps of a run, every `law_every` of them with what moves the policy's entropy."
+    cfg = recorder.cfg
+    for row in steps:
+        if cfg.law_every and row["step"] % cfg.law_every == 0:
+            row |= law_at(recorder.policy, recorder.optimizer, problems, cfg, row["step"])
+        yield row
+
 # %% ../../nbs/runs/loop.ipynb #69ece7c1
 def run_in_folder(policy:Policy, problems, cfg:Config,
                   out,              # run folder, claimed by its first process
@@ -276,7 +285,7 @@ def run_in_folder(policy:Policy, problems, cfg:Config,
         validation = None if held is None else Validation(held, cfg, out, own)
         validate_before(recorder, validation)
         steps = train(policy, problems, cfg, optimizer, tuple(rows), judge)
-        steps = with_figures(steps, policy, validation)
+        steps = with_law(recorder, with_figures(steps, policy, validation), problems)
         for row in adapter_if_it_gives_up(steps, policy, out):
             # a signal may reach one process before the others: then all stop
             stop = any(all_gather(bool(asked)))
