@@ -124,9 +124,9 @@ def train(
     law_every:int=None,
     keep:int=None,           # newest checkpoints to keep, beside the best (default: 2)
     max_broken:int=None,     # steps in a row without a finite update that end a run (default: 3)
-    # how groups are run: "shared", each prompt and image once for all its responses,
-    # is the one way
-    engine:str="shared",
+    # whose loop runs the steps: calibrl, or trl, which shards and samples with vLLM but shares no
+    # prompts; it needs pip install 'trl>=1.16,<1.17' (default: calibrl)
+    engine:str=None,
     tracker:str=None,        # tensorboard, trackio or wandb, beside metrics.jsonl (default: none)
     # refuse, before a weight is loaded, what cannot fit into the device's memory
     memory_check:bool=True,
@@ -139,9 +139,6 @@ def train(
     from calibrl.runs.options import run_options
     from calibrl.runs.start import start
     cfg, spec = run_options(options)
-    if engine != "shared":
-        raise ValueError(f"engine must be 'shared', not {engine!r}: repeated prompts exist in the"
-                         " tests alone, as what the shared ones must equal")
     check_tracker(tracker)
     start(out, cfg, spec, tracker, memory_check)
 

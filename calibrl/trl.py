@@ -285,10 +285,16 @@ def term(trainer, logp, expert, inputs:dict):
         tokens = tokens*steps/args.steps_per_generation
     value = aggregate(due, mask, args.loss_type, steps, tokens, args.max_completion_length)
 
+    # over all processes: means over tokens that have an expert, and the rows that have one
+    judged = (mask & inputs["has_expert"][:, None]).sum().float()
+    counts = {"gap_mean": judged, "gated_fraction": judged}
     metrics["exploration_loss"] = value.detach()*steps
     for name, number in metrics.items():
-        mean = trainer.accelerator.gather(number.detach().float()).mean()
-        trainer._metrics[mode][f"calibrl/{name}"].append(mean.item())
+        count = counts.get(name, torch.ones_like(judged))
+        parts = torch.stack([number.detach().float()*count, count])
+        total, count = trainer.accelerator.reduce(parts, reduction="sum").tolist()
+        number = total if name == "expert_rows" else total/max(count, 1.)
+        trainer._metrics[mode][f"calibrl/{name}"].append(number)
     return value
 
 # %% ../nbs/05_trl.ipynb #08352ddd
@@ -361,9 +367,10 @@ def prompt_turn(turn:dict)->dict:
 def problem_rows(
     problems:list,  # `Problem`s
     instruction:str=INSTRUCTION,  # closes each question
+    system:str="",  # message before it; "" for none
 )->list:  # dicts; `datasets.Dataset.from_list` makes TRL's data set of them
     "Return problems as rows with prompt, images, expert, answer, options, question, answer_is."
-    return [dict(prompt=[prompt_turn(turn) for turn in messages(problem, instruction)],
+    return [dict(prompt=[prompt_turn(turn) for turn in messages(problem, instruction, system)],
                  images=list(problem.images), expert=problem.expert, answer=problem.answer,
                  options=list(problem.options or ()) or None, question=problem.question,
                  answer_is=problem.answer_is) for problem in problems]

@@ -5,6 +5,8 @@ import inspect
 import os
 import pickle
 import re
+import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -14,8 +16,11 @@ import torch
 import torch.nn.functional as F
 
 from calibrl import trl as ours
+from calibrl.cli import main
+from calibrl.files import read_jsonl
 from calibrl.loss import GAPS, calibrl_loss, group_advantages
 from calibrl.loss.live import live_loss
+from calibrl.runs import engine_trl
 
 pytest.importorskip("trl", reason="TRL is not installed: make test-trl")
 from datasets import Dataset  # noqa: E402
@@ -376,6 +381,120 @@ def test_a_verdict_is_a_boolean(world):
     wrong = torch.tensor([[0.5], [1.]])
     with pytest.raises(ValueError, match="lucky must return 1"):
         ours.verdicts(wrong, w.trainer.reward_func_names, "lucky")
+
+
+ENGINE = ["train", "--engine", "trl", "--prompts", "2", "--responses", "4", "--max-new-tokens",
+          "24", "--save-every", "1"]
+NAMES = {"step", "loss", "reward", "accuracy", "formatted", "entropy", "length", "truncated",
+         "silent_groups", "gap", "gated_fraction", "exploration_loss", "clip_fraction", "grad_norm",
+         "expert_rows", "groups_drawn", "tokens", "skipped_updates", "verifier_kills", "seconds",
+         "sample"}
+
+
+def metrics(out):
+    "The metrics of a run without the clock."
+    return [{k: v for k, v in row.items() if k != "seconds"}
+            for row in read_jsonl(out/"metrics.jsonl")]
+
+
+@pytest.fixture(scope="module")
+def straight(tmp_path_factory):
+    "A run of three steps that nothing interrupted."
+    out = tmp_path_factory.mktemp("engine")/"run"
+    assert main([*ENGINE, "--steps", "3", "--out", str(out)]) == 0
+    return out
+
+
+def test_a_run_leaves_what_our_engine_leaves(straight, tmp_path, capsys):
+    ours = tmp_path/"ours"
+    argv = [*ENGINE[:1], *ENGINE[3:], "--steps", "1", "--out", str(ours)]
+    assert main(argv) == 0
+    left, expected = [{p.name for p in out.iterdir()} for out in (straight, ours)]
+    assert left == expected
+    row = read_jsonl(straight/"metrics.jsonl")[-1]
+    assert row.keys() == NAMES and row.keys() <= read_jsonl(ours/"metrics.jsonl")[-1].keys()
+    assert row["expert_rows"] == 8 and row["groups_drawn"] == 2 and row["grad_norm"] > 0
+    assert read_jsonl(straight/"samples.jsonl")[0].keys() == read_jsonl(
+        ours/"samples.jsonl")[0].keys()
+    assert 'engine = "trl"' in (straight/"config.toml").read_text(encoding="utf-8")
+
+    # and the commands that come after find what they need
+    assert main(["report", str(straight)]) == 0
+    found = tmp_path/"eval"
+    assert main(["eval", "--adapter", str(straight), "--limit", "2", "--benchmarks",
+                 "geometry_test", "--max-new-tokens", "8", "--out", str(found)]) == 0
+    assert len(read_jsonl(found/"answers.jsonl")) == 2
+    assert main([*ENGINE, "--steps", "3", "--out", str(straight)]) == 0
+    assert "is finished: 3 steps" in capsys.readouterr().out
+    assert main([*ENGINE[:1], *ENGINE[3:], "--steps", "3", "--out", str(straight)]) == 2
+    assert "engine was 'trl' and is None now" in capsys.readouterr().err
+
+
+def test_a_run_that_broke_off_goes_on_as_if_it_had_not(straight, tmp_path, monkeypatch, capsys):
+    "In its third step, a half-written checkpoint beside it; and the newest whole one is damaged."
+    out = tmp_path/"run"
+    argv = [*ENGINE, "--steps", "3", "--out", str(out)]
+    right = engine_trl.after_step
+
+    def breaks(run, *rest):
+        if len(run.notes.rows) == 2:
+            raise RuntimeError("broken off")
+        return right(run, *rest)
+
+    monkeypatch.setattr(engine_trl, "after_step", breaks)
+    assert main(argv) == 2
+    monkeypatch.undo()
+    shutil.copytree(out/"checkpoints/step-2", out/"checkpoints/checkpoint-6")
+    with open(out/"checkpoints/step-2/optimizer.pt", "ab") as file:
+        file.write(b"0")
+    assert main(argv) == 0
+    said = capsys.readouterr().err
+    assert "optimizer.pt is damaged" in said and "trying the one before" in said
+    assert metrics(out) == metrics(straight) and len(metrics(out)) == 3
+    weights = "adapter/adapter_model.safetensors"
+    assert (out/weights).read_bytes() == (straight/weights).read_bytes()
+    assert {p.name for p in (out/"checkpoints").glob("*-*")} == {"step-2", "step-3"}
+
+
+def test_a_signal_ends_a_run_after_its_step(straight, tmp_path, monkeypatch, capsys):
+    out = tmp_path/"run"
+    argv = [*ENGINE, "--steps", "3", "--out", str(out)]
+    right = engine_trl.after_step
+
+    def asked(run, *rest):
+        run.asked.append(signal.SIGTERM)
+        return right(run, *rest)
+
+    monkeypatch.setattr(engine_trl, "after_step", asked)
+    assert main(argv) == 130
+    assert "stopped after 1 of 3 steps" in capsys.readouterr().err
+    monkeypatch.undo()
+    assert main(argv) == 0
+    assert metrics(out) == metrics(straight)
+
+
+def test_a_run_validates_and_judges_by_a_reward_of_its_own(tmp_path):
+    file = tmp_path/"mine.py"
+    file.write_text("def odd(response, answer, **columns):\n"
+                    "    return len(response) % 2 == 1, 0.25*(len(response) % 2)\n")
+    out = tmp_path/"run"
+    more = ["--steps", "1", "--val", "0.5", "--reward", f"{file}:odd", "--method", "calibrl_live"]
+    assert main([*ENGINE, *more, "--out", str(out)]) == 0
+    row, = metrics(out)
+    assert row["reward"] == pytest.approx(row["accuracy"]/4) and row["reward_failures"] == 0
+    assert 0 <= row["val_accuracy"] <= 1 and (out/"validation/step-0.jsonl").exists()
+
+
+def test_without_trl_a_run_is_refused_before_anything_loads(tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "trl", None)
+    ours.classes.cache_clear()
+    try:
+        assert main([*ENGINE, "--out", str(tmp_path/"run")]) == 2
+    finally:
+        ours.classes.cache_clear()
+    said = capsys.readouterr().err
+    assert "pip install 'trl>=1.16,<1.17'" in said and said.count("\n") == 1
+    assert not (tmp_path/"run").exists()
 
 
 TWO = """

@@ -31,6 +31,13 @@ def state_tensors(optimizer)->dict:
 # %% ../../nbs/runs/checkpoints.ipynb #7c1e0d12
 HASHES = "checksums.json"
 
+def seal(new,        # a folder that has all else that its checkpoint needs
+         step:int,
+         **state):   # numbers to keep with it
+    "Write the numbers of a checkpoint, and the hashes of all its files."
+    write_atomic(new/"state.json", json.dumps({"step": step, **state}), durable=False)
+    write_atomic(new/HASHES, json.dumps(folder_hashes(new), indent=1), durable=False)
+
 def save_checkpoint(folder,              # of the run's checkpoints
                     step:int,            # the last step done
                     policy:Policy,
@@ -45,8 +52,7 @@ def save_checkpoint(folder,              # of the run's checkpoints
         with replace_folder(done) as new:
             policy.save(new/"adapter")
             write_atomic(new/"state.safetensors", st.save(tensors), durable=False)
-            write_atomic(new/"state.json", json.dumps({"step": step, **state}), durable=False)
-            write_atomic(new/HASHES, json.dumps(folder_hashes(new), indent=1), durable=False)
+            seal(new, step, **state)
     except OSError as e:
         why = " ".join(str(e).split())
         raise OSError(f"the checkpoint of step {step} could not be written into {Path(folder)}"

@@ -233,6 +233,9 @@ def counted_words(cfg:Config, plan:Plan, model)->int:
     room = plan.prompt_tokens - plan.image_tokens
     return words_share(model, plan.config, room, cfg.instruction, cfg.system)
 
+UNMEASURED = ("--engine trl: planned is our own engine with a row for each response; what TRL\n"
+              "  itself needs has not been measured")
+
 def plan_run(options:dict,            # of `calibrl train`, as given
              gpu="24GB",              # memory of the GPU, or a card that was measured
              prompt_tokens=None, image_tokens=None,
@@ -246,7 +249,8 @@ def plan_run(options:dict,            # of `calibrl train`, as given
     lengths = lengths._replace(image=image_tokens or lengths.image)
     plan = plan_of(cfg, spec, shape_config(model), lengths, gpu)
     asked = fitted(cfg, spec, replace(plan, word_tokens=counted_words(cfg, plan, model)))
-    print("\n".join([wrapped(lengths.about), *plan_lines(asked.plan, asked.needs), "",
+    about = [wrapped(lengths.about), *([] if spec.engine is None else [UNMEASURED])]
+    print("\n".join([*about, *plan_lines(asked.plan, asked.needs), "",
                      *closing_lines(asked, options, price)]))
     return asked
 

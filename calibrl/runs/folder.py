@@ -114,6 +114,7 @@ class RunSpec:
     val: str | None = None                  # a share of the problems held out, or a file
     val_split: str | None = None            # of that file, where there are several
     val_seed: int | None = None             # draws what is held out; None: 0, whatever the run's
+    engine: str | None = None               # "trl": its loop runs the steps; None: ours
 
 # %% ../../nbs/runs/folder.ipynb #fce44eb3
 def check_notes(noted):

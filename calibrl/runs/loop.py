@@ -49,14 +49,14 @@ def cut_logs(out, state:dict):     # run folder, numbers of a checkpoint
             os.truncate(out/name, state[name])
 
 # %% ../../nbs/runs/loop.ipynb #9d2f0b14
-def newest_state(policy:Policy, optimizer,
-                 folder,       # of the run's checkpoints
+def newest_state(folder,       # of the run's checkpoints
+                 load,         # puts the checkpoint at a path back, returns its numbers
                 )->dict:       # numbers of the checkpoint, or of the beginning
     "Put the newest checkpoint back that can be read; raise ValueError where none of several can."
     found = checkpoints(folder)
     for path in reversed(found):
         try:
-            state = load_checkpoint(path, policy, optimizer, LOGS)
+            state = load(path)
         except Unreadable as e:
             print(f"calibrl: {e}; trying the one before", file=sys.stderr)
             continue
@@ -76,11 +76,12 @@ def check_beginning(out):
         raise ValueError(f"{out/'checkpoints'} holds no checkpoint, and {out/LOGS[0]} tells of"
                          f" {done} steps: put the checkpoints back, or give another --out")
 
-def resume(policy:Policy, optimizer,
+def resume(policy:Policy,
            out,              # run folder
+           load,             # as in `newest_state`
           )->list:           # the metrics of the steps that are done
     "Put a run back to its newest readable checkpoint; return the metrics of its steps."
-    state = newest_state(policy, optimizer, out/"checkpoints")
+    state = newest_state(out/"checkpoints", load)
     if not state["step"]:
         check_beginning(out)
 
@@ -154,17 +155,20 @@ def score_now(
     new = rows[saved:]
     return sum(row["reward"] for row in new)/max(1, len(new))
 
-def save_state(recorder:Recorder):
-    "Write a checkpoint of a run; delete older ones."
-    cfg, out, rows = recorder.cfg, recorder.out, recorder.rows
+def numbers_now(recorder:Recorder)->dict:
+    "Return the numbers that a checkpoint keeps: its score, and how long the logs are."
     for file in recorder.logs:
         os.fsync(file.fileno())
     sizes = {name: file.tell() for name, file in zip(LOGS, recorder.logs, strict=True)}
-    save_checkpoint(out/"checkpoints", len(rows), recorder.policy, recorder.optimizer,
-                    score=score_now(rows, recorder.saved, recorder.validated),
-                    ratio_floor=recorder.policy.ratio_floor, **sizes)
-    prune(out/"checkpoints", cfg.keep, len(rows))
-    recorder.saved = len(rows)
+    return {"score": score_now(recorder.rows, recorder.saved, recorder.validated),
+            "ratio_floor": recorder.policy.ratio_floor, **sizes}
+
+def save_state(recorder:Recorder):
+    "Write a checkpoint of a run; delete older ones."
+    folder, steps = recorder.out/"checkpoints", len(recorder.rows)
+    save_checkpoint(folder, steps, recorder.policy, recorder.optimizer, **numbers_now(recorder))
+    prune(folder, recorder.cfg.keep, steps)
+    recorder.saved = steps
 
 # %% ../../nbs/runs/loop.ipynb #23fb8ed6
 def record_step(recorder:Recorder, row:dict, stop:bool):
@@ -274,7 +278,7 @@ def run_in_folder(policy:Policy, problems, cfg:Config,
     "Train with a progress bar, from where the run folder stands; return all its metrics."
     optimizer = make_optimizer(policy, cfg)
     first = processes()[0] == 0
-    rows = resume(policy, optimizer, out)
+    rows = resume(policy, out, lambda path: load_checkpoint(path, policy, optimizer, LOGS))
     stop = False
     with contextlib.ExitStack() as stack:
         recorder = Recorder(policy, optimizer, cfg, out, rows, saved=len(rows),

@@ -50,6 +50,66 @@ def is_embedded(model)->bool:     # folder or hub id
     ours = (world.tiny_checkpoint() for world in (geometry, algebra))
     return place.is_dir() and any(place.samefile(folder) for folder in ours)
 
+# %% ../../nbs/runs/options.ipynb #861ca9c9
+METHODS = {"calibrl": False, "calibrl_live": True, "grpo": False}     # is the expert live?
+LOSS_TYPES = {"token-mean": "dapo", "seq-mean-token-mean": "grpo", "seq-mean-token-sum": "luspo"}
+OURS_ALONE = {     # options that say how our engine works, and why TRL has none of it
+    "sample_prompts": "TRL samples all rows of a step in one call",
+    "max_broken": "TRL counts no broken steps, and the first one ends the run"}
+
+def not_carried(cfg:Config, said)->dict:     # names of the options that somebody gave
+    "Return why TRL's loop cannot carry out some options, by name; {} where it can."
+    cfg = cfg.resolved()
+    live = METHODS.get(cfg.method)
+    wrong = {
+        "method": cfg.method not in METHODS and f"it trains with {', '.join(METHODS)}",
+        "reduce": cfg.reduce not in LOSS_TYPES and f"it has {', '.join(LOSS_TYPES)}",
+        "norm_std": live and cfg.norm_std and "a live expert counts in the mean of its group",
+        "rows": cfg.rows == "packed" and "each response has a row of its own there",
+        "prune": cfg.prune > 0 and "TRL updates on every row",
+        "tries": cfg.tries > 1 and "TRL draws each step once",
+        "overlong": cfg.overlong > 0 and "no penalty is put on the length of an answer there",
+        "responses": cfg.responses < 2 and "TRL's groups begin at 2"}
+    wrong |= {name: why for name, why in OURS_ALONE.items() if name in said}
+    return {name: why for name, why in wrong.items() if why}
+
+def is_sharded()->bool:
+    "Return whether `accelerate launch` was told to spread the base over the processes."
+    names = ("ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED")
+    return any(os.environ.get(name, "").lower() == "true" for name in names)
+
+def check_carried(cfg:Config, spec:RunSpec,
+                  said=()):     # names of the options that somebody gave
+    "Raise ValueError for an option that TRL's loop cannot carry out."
+    for name, why in not_carried(cfg, said).items():
+        flag = "--" + name.replace("_", "-")
+        raise ValueError(f"{flag} {getattr(cfg.resolved(), name)} does not go with --engine trl:"
+                         f" {why}; leave it out, or take --engine calibrl")
+    for name in ("bits", "val"):
+        if is_sharded() and getattr(spec, name) is not None:
+            raise ValueError(f"--{name} does not go with a base that FSDP or DeepSpeed spreads over"
+                             " the processes: leave it out, or launch with ddp.yaml")
+
+# %% ../../nbs/runs/options.ipynb #577479c7
+ENGINES = ("calibrl", "trl")
+
+def said_names(options:dict,
+               noted:dict,     # what the file says in `[run]`
+              )->set:
+    "Return the options that somebody gave; what a finished run wrote into its file nobody did."
+    file = options.get("config")
+    named = read_toml(file) if file is not None and "identity" not in noted else {}
+    return set(told(Config, options)) | set(named)
+
+def by_engine(cfg:Config, spec:RunSpec, said)->tuple:     # Config, RunSpec
+    "Return options as their engine takes them, or raise ValueError for what it cannot carry."
+    if spec.engine not in (None, *ENGINES):
+        raise ValueError(f"engine must be one of {', '.join(ENGINES)}, not {spec.engine!r}")
+    if spec.engine != "trl":
+        return cfg, replace(spec, engine=None)
+    check_carried(cfg, spec, said)
+    return replace(cfg, rows="plain"), spec
+
 # %% ../../nbs/runs/options.ipynb #234ddf68
 REAL = "single-gpu"     # the preset of a model that is not embedded
 
@@ -58,8 +118,7 @@ def usual_bits(asked,      # 4, 8, 16 or None
                gpu:bool,   # whether there is one
               ):           # 4, 8, or None for full precision
     "Return in how many bits a base is stored: as asked, else 4 where a preset means them."
-    sharded = os.environ.get("ACCELERATE_USE_FSDP", "").lower() == "true"
-    if asked is None and preset == REAL and gpu and not sharded:
+    if asked is None and preset == REAL and gpu and not is_sharded():
         return 4
     return None if asked == 16 else asked
 
@@ -90,4 +149,4 @@ def run_options(options:dict,     # of `calibrl train`, None where not given
     bits = usual_bits(spec.bits, None if "identity" in noted else preset, gpu)
     if chosen and os.environ.get("RANK", "0") == "0":
         print(said_preset(cfg, bits))
-    return cfg, replace(spec, bits=bits)
+    return by_engine(cfg, replace(spec, bits=bits), said_names(options, noted))

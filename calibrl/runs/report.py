@@ -210,12 +210,13 @@ def say_validation(out, rows:list)->dict:     # for the summary
 def finish(out, rows:list):
     "Write report and summary of a finished run, and say how it went."
     write_report(out, rows)
+    _, noted = read_run(out)
     shown = ("accuracy", "reward", "entropy") if rows else ()
     ends = {key: [mean_of(rows[:10], key), mean_of(rows[-10:], key)] for key in shown}
     summary = {"steps": len(rows), "first and last ten steps": ends,
                "seconds": sum(r["seconds"] for r in rows),
-               "skipped": sum(bool(r["skipped_updates"]) for r in rows), "versions": versions()}
-    _, noted = read_run(out)
+               "skipped": sum(bool(r["skipped_updates"]) for r in rows),
+               "versions": versions(noted.get("engine"))}
     print(textwrap.fill(what_happened(rows, start_figures(out)), 80))
     validation = say_validation(out, rows)
     if validation:

@@ -19,10 +19,10 @@ from .folder import RunSpec, run_notes
 from ..tasks import verify
 
 # %% ../../nbs/runs/sources.ipynb #88c79f47
-def versions()->dict:
+def versions(engine=None)->dict:     # "trl", or None for ours
     "Return the versions of what a result depends on."
     from importlib.metadata import version
-    packages = ("torch", "transformers", "peft", "bitsandbytes")
+    packages = ("torch", "transformers", "peft", "bitsandbytes", *filter(None, [engine]))
     ours = {"calibrl": __version__, "python": sys.version.split()[0]}
     return ours | {package: version(package) for package in packages}
 

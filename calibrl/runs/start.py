@@ -124,7 +124,7 @@ def note_sources(run:Run,
     if skipped:
         write_jsonl(run.out/"skipped.jsonl", skipped)
     if run.state == "new":
-        about = asdict(run.spec) | versions() | {"identity": who}
+        about = asdict(run.spec) | versions(run.spec.engine) | {"identity": who}
         save_config(run.cfg, run.out/"config.toml", **about)
         return
     if run.state == "longer":
@@ -137,7 +137,7 @@ def say_where(run:Run):
     names = [path.name for path in checkpoints(run.out/"checkpoints")]
     newest = names[-1] if names else "the beginning"
     print(f"{run.out} holds this run, unfinished: going on from {newest}")
-    changed = other_options(run.out, run.cfg, versions())
+    changed = other_options(run.out, run.cfg, versions(run.spec.engine))
     if changed:
         print(f"calibrl: {'; '.join(changed)}: the last digits may differ", file=sys.stderr)
 
@@ -164,11 +164,19 @@ def lengthen(run:Run):
     write_atomic(path, tomlkit.dumps(config))
 
 # %% ../../nbs/runs/start.ipynb #88769f62
+def trainer_of(spec:RunSpec):     # a function such as `run_in_folder`
+    "Return whose loop trains: ours, or TRL's."
+    if spec.engine is None:
+        return run_in_folder
+    from calibrl.runs.engine_trl import run_on_trl
+    return run_on_trl
+
 def train_or_say(run:Run, policy:Policy, problems:list, tracker, held, judge):
     "Train and report, or raise an error that says how to go on."
     kept = f"what was saved before stays in {run.out}"
     try:
-        rows = run_in_folder(policy, problems, run.cfg, run.out, tracker, held, judge)
+        train = trainer_of(run.spec)
+        rows = train(policy, problems, run.cfg, run.out, tracker, held, judge)
         if processes()[0] == 0:
             finish(run.out, rows)
     except OSError as e:
@@ -190,7 +198,7 @@ def train_run(run:Run, device, dtype, tracker,
     problems = run.problems(model)
     held = validation_problems(run.spec, problems, model, **prompt_options(run.cfg))
     judge = own_judge(run.spec.reward, problems)
-    if memory_check and not dtype:      # a base that is spread over devices is not planned
+    if memory_check and not dtype and run.spec.engine is None:      # only our engine is planned
         check_fit(run.cfg, run.spec, model, problems, device)
     policy = run.policy(model, device, dtype)
     drop_experts(policy, problems, run.spec.on_bad)
@@ -209,6 +217,9 @@ def start(out, cfg:Config, spec:RunSpec,
          ):
     "Find the run folder, load what is needed, train, report."
     check_val(spec)
+    if spec.engine is not None:
+        from calibrl.trl import classes
+        classes()      # or an error that says what to install
     device = join_processes()
     dtype = sharded_dtype(spec.bits)
     with open_run(out, cfg, spec) as run:
