@@ -141,6 +141,12 @@ def test_search_works_from_disk(browser, site):
     page.locator("input[type=search], input[placeholder=Search]").first.click()
     page.keyboard.type("advantage", delay=20)
     page.locator("a[href*='loss.html']:visible", has_text="dvantage").first.wait_for(timeout=5000)
+
+    # a chapter before the paragraphs that mention its subject
+    page.locator("input[type=search], input[placeholder=Search]").first.fill("alpha in your hand")
+    first = page.locator("a.search-result:visible").first
+    page.locator("a.search-result:visible", has_text="Alpha in your hand").first.wait_for()
+    assert first.get_attribute("href").endswith("tutorials/alpha.html")
     assert page.wrong == []
 
 
@@ -176,6 +182,52 @@ def test_alpha_moves_without_a_kernel(browser, site, size, name, figure):
     page.keyboard.press("ArrowLeft")
     assert page.evaluate(STATE, figure) != [said_then, drawn_then], "the arrow keys do nothing"
     assert page.wrong == [] and page.outside == []
+
+
+SMALLEST = """id => {
+  const inside = [...document.querySelectorAll('#' + id + ' svg text')]
+  const drawn = e => e.getBoundingClientRect().height && e.textContent
+  const size = e => parseFloat(getComputedStyle(e).fontSize) * e.getScreenCTM().a
+  return Math.min(...inside.filter(drawn).map(size))
+}"""
+PROJECTORS = ((1280, 720), (1024, 768))
+
+
+@pytest.mark.parametrize("name, figure", FIGURES,
+                         ids=lambda v: v.removesuffix(".html").split("/")[-1])
+def test_each_figure_has_a_large_mode_for_a_projector(browser, site, name, figure):
+    page = open_page(browser, f"file://{SITE/name}")
+    for width, height in PROJECTORS:
+        page.set_viewport_size({"width": width, "height": height})
+        page.locator(f"#{figure}-large").click()
+        page.wait_for_timeout(300)
+        page.screenshot(path=SCREENS/f"large-{figure}-{width}.png")
+        slider = page.locator(f"#{figure} input[type=range]").first
+        assert slider.bounding_box()["width"] >= 320
+        assert page.evaluate(SMALLEST, figure) >= 14, "text in the figure is too small to project"
+        page.locator(f"#{figure}-large").click()
+        page.wait_for_timeout(300)
+        assert slider.bounding_box()["width"] < 320
+    assert page.wrong == [] and page.outside == []
+
+
+def test_a_link_restores_the_setting_of_a_figure(browser, site):
+    address = f"file://{SITE/'tutorials/alpha.html'}"
+    page = open_page(browser, address)
+    page.locator("#calibrl-table-a").fill("1")
+    page.locator("#calibrl-table-s").fill("2")
+    link = page.locator("#calibrl-table-link").get_attribute("href")
+    state = page.evaluate(STATE, "calibrl-table")
+
+    other = open_page(browser, address + link)
+    assert other.evaluate(STATE, "calibrl-table") == state
+    assert other.locator("#calibrl-table-s").input_value() == "2"
+
+    # what is no position of a knob changes nothing
+    wrong = open_page(browser, address + "#calibrl-table:a=99,s=<b>,w=x,nothing=1")
+    untouched = open_page(browser, address)
+    assert wrong.evaluate(STATE, "calibrl-table") == untouched.evaluate(STATE, "calibrl-table")
+    assert wrong.wrong == []
 
 
 def free_port():

@@ -282,3 +282,38 @@ def test_actions_are_named_by_the_commit_that_was_read(path):
     assert used
     for action in used:
         assert re.fullmatch(r"[\w-]+/[\w-]+@[0-9a-f]{40}", action), f"{action} may be moved"
+
+
+def code(source, outputs=()):
+    return dict(cell_type="code", source=source, outputs=list(outputs))
+
+
+def test_a_figure_stands_before_the_live_one_whose_code_is_folded():
+    live = code("interact(plot, alpha=1);")
+    still = code("HTML(alpha_figure_html())")
+    other = code("interact(plot, alpha=2);")
+    cells = build_docs.figures_first([live, still, other, code("1 + 1")])
+    assert [cell["source"] for cell in cells] == [
+        "HTML(alpha_figure_html())", build_docs.FOLDED + "interact(plot, alpha=1);",
+        "interact(plot, alpha=2);", "1 + 1"]
+
+
+@pytest.mark.parametrize("source, outputs, folded", [
+    ("x = 1\nassert x == 1", [], True),
+    ("test_eq(1, 1)", [], True),
+    ("for x in y:\n    assert x", [], True),
+    ("assert x\nx", [dict(data={})], False),
+    ("#| exports\ndef f():\n    assert 1", [], False),
+    ("x = 1", [], False),
+])
+def test_only_cells_that_check_and_show_nothing_are_folded(source, outputs, folded):
+    assert build_docs.only_checks(code(source, outputs)) == folded
+
+
+def test_what_is_replaced_in_another_projects_script_must_be_there(tmp_path):
+    script = tmp_path/"x.js"
+    script.write_text("let a = 1;")
+    build_docs.replace_once(script, (r"a = \d", r"a = 2"))
+    assert script.read_text() == "let a = 2;"
+    with pytest.raises(SystemExit, match="0 places"):
+        build_docs.replace_once(script, ("nowhere", "x"))

@@ -74,6 +74,42 @@ def shown(source):
     return "#| eval: false\n" + source
 
 
+CHECKS = '#| code-fold: true\n#| code-summary: "Checks"\n'
+
+
+def only_checks(cell):
+    "Whether a cell of code that is not exported asserts something and shows nothing."
+    source = "".join(cell["source"])
+    if cell["cell_type"] != "code" or cell.get("outputs") or re.search(r"^#\| *export", source,
+                                                                       flags=re.M):
+        return False
+    return bool(re.search(r"^\s*(assert\b|test_\w+\(|with expect_fail)", source, flags=re.M))
+
+
+def fold_checks(cells):
+    "The cells with those that only check folded: a reader who wants them opens them."
+    for cell in cells:
+        if only_checks(cell):
+            cell["source"] = CHECKS + "".join(cell["source"])
+    return cells
+
+
+FOLDED = '#| code-fold: true\n#| code-summary: "The code of the live figure"\n'
+
+
+def figures_first(cells):
+    """The cells with each figure that moves without a kernel before the live one, whose code is
+    folded: a reader of the site can move only the first."""
+    cells = list(cells)
+    for i in range(len(cells) - 1):
+        live, still = cells[i:i + 2]
+        sources = ["".join(cell["source"]) for cell in (live, still)]
+        if "interact(" in sources[0] and "_figure_html(" in sources[1]:
+            live["source"] = FOLDED + sources[0]
+            cells[i:i + 2] = still, live
+    return cells
+
+
 def show_source(text):
     """nbdev hides exported cells; in a book the code is the point, so they become `#| exports`,
     which stay. What is not API (`#| exporti`) is shown, too, without a signature of its own.
@@ -85,6 +121,7 @@ def show_source(text):
     for cell in notebook["cells"]:
         if cell["cell_type"] == "code":
             cell["source"] = shown("".join(cell["source"]))
+    notebook["cells"] = fold_checks(figures_first(notebook["cells"]))
     notebook["cells"].append(markdown("<!-- -->", "end"))   # nbdev asks what follows an export
     return json.dumps(notebook, indent=1, ensure_ascii=False)
 
@@ -245,9 +282,41 @@ LOAD = ('await new Promise((ok, no) => { const s = document.createElement("scrip
         "index = window.searchIndex;")
 
 
+# What is found, in the order of the search's own score, and in ours
+FOUND = r"fuse\.search\(q, \{ limit \}\)\.map\(\(h\) => h\.item\)"
+RANKED = "rankedHits(fuse.search(q).map((h) => h.item), q).slice(0, limit)"
+RANK = """
+// A chapter whose title has all the words comes first, then a section, then a paragraph
+function rankedHits(items, query) {
+  const words = query.toLowerCase().split(/\\s+/);
+  const within = (text) => words.every((word) => (text || "").toLowerCase().includes(word));
+  const rank = (item) => {
+    if (within(item.title)) return item.section ? 1 : 0;
+    return within(item.section) ? 2 : within(item.text) ? 3 : 4;
+  };
+  return items.map((item, i) => [rank(item), i, item])
+    .sort((a, b) => a[0] - b[0] || a[1] - b[1]).map(([, , item]) => item);
+}
+"""
+
+
+def replace_once(path, *changes):
+    "Apply (pattern, replacement) pairs to a file of another project, each of which must be found."
+    text = path.read_text(encoding="utf-8")
+    for pattern, new in changes:
+        text, count = re.subn(pattern, lambda match, new=new: new, text)
+        if count != 1:
+            sys.exit(f"build_docs: {path.name} has {count} places like {pattern!r}, not one: "
+                     "smalldocs has changed, look at it again")
+    path.write_text(text, encoding="utf-8")
+
+
 def mend_search(site):
-    "Load the index of the search as a script: on file:// a fetch is refused, a script is not."
-    edit(site/"site_libs/smalldocs.js", (FETCH, LOAD))
+    """Load the index of the search as a script: on file:// a fetch is refused, a script is not.
+    And let a chapter be found before the paragraphs that mention it."""
+    script = site/"site_libs/smalldocs.js"
+    replace_once(script, (FETCH, LOAD), (FOUND, RANKED))
+    script.write_text(script.read_text(encoding="utf-8") + RANK, encoding="utf-8")
     index = (site/"search.json").read_text(encoding="utf-8")
     (site/"search.js").write_text(f"window.searchIndex = {index};\n", encoding="utf-8")
     (site/"search.json").unlink()

@@ -225,12 +225,13 @@ def plot_table(
     weight:float=1.0, # of the exploration term
     gap:str="sequence", # "token", "sequence" or "mean"
     steps:int=120, # updates
+    seed:int=0, # of the table's start and of sampling, the same for both runs
 )->plt.Figure: # three panels
     """Return a table policy under GRPO and under CalibRL.
 
     The panels: accuracy, entropy, and how many right answers are in use at equal accuracy."""
-    plain = table_run(0.5, 0., gap, steps)
-    ours = table_run(alpha, weight, gap, steps)
+    plain = table_run(0.5, 0., gap, steps, seed=seed)
+    ours = table_run(alpha, weight, gap, steps, seed=seed)
     fig, axes = blank_figure(3, size=(9.6, 2.9))
     for ax, panel in zip(axes, TABLE_PANELS, strict=True):
         draw_table_panel(ax, panel, plain, ours, f"CalibRL, alpha {alpha:.2f}")

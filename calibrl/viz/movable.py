@@ -155,19 +155,24 @@ def group_figure_html(
 TABLE_ALPHAS = (0, .1, .2, .3, .5, .8, 1)
 TABLE_WEIGHTS = (.1, 1)
 TABLE_GAPS = ("token", "sequence")
+TABLE_SEEDS = (0, 1, 2)
 
-def table_frames(steps, every)->dict: # "grpo", a run, and "runs" by gap, weight and alpha
-    "Return accuracy, entropy and kinds of each run of a fixed grid, every few steps."
-    def frame(alpha, weight, gap="sequence"):
-        rows = table_run(alpha, weight, gap, steps)[::every]
-        return [[round(row[key], 3) for row in rows] for key in ("accuracy", "entropy", "kinds")]
+def table_curves(every, **options)->list: # accuracies, entropies, kinds
+    "Return what the panels show of a run, every few steps."
+    rows = table_run(**options)[::every]
+    return [[round(row[key], 3) for row in rows] for key in ("accuracy", "entropy", "kinds")]
 
-    runs = []
-    for gap in TABLE_GAPS:
-        runs.append([])
-        for weight in TABLE_WEIGHTS:
-            runs[-1].append([frame(alpha, weight, gap) for alpha in TABLE_ALPHAS])
-    return dict(grpo=frame(.5, 0.), runs=runs)
+def table_grid(every, **options)->list: # by gap, weight and alpha
+    "Return the curves of each run of a fixed grid, all from one start."
+    return [[[table_curves(every, gap=gap, weight=weight, alpha=alpha, **options)
+              for alpha in TABLE_ALPHAS]
+             for weight in TABLE_WEIGHTS]
+            for gap in TABLE_GAPS]
+
+def table_frames(steps, every, seeds=TABLE_SEEDS)->dict: # "grpo", "runs": by seed
+    "Return GRPO's run, and those of the grid, from each start."
+    return dict(grpo=[table_curves(every, weight=0., steps=steps, seed=seed) for seed in seeds],
+                runs=[table_grid(every, steps=steps, seed=seed) for seed in seeds])
 
 # %% ../../nbs/viz/movable.ipynb #4d39635f
 def table_stages(uid, steps)->str:
@@ -192,6 +197,7 @@ def table_figure_html(
     knobs = dict(
         a=Knob("alpha", TABLE_ALPHAS, 4),
         w=Knob("weight", TABLE_WEIGHTS, 1),
-        g=Knob("gap", TABLE_GAPS, 1))
+        g=Knob("gap", TABLE_GAPS, 1),
+        s=Knob("seed", TABLE_SEEDS))
     data = dict(frames=table_frames(steps, every), steps=steps, every=every)
     return movable_html(uid, knobs, "table.js", data, table_stages(uid, steps))

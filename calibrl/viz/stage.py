@@ -38,11 +38,12 @@ def figure_html(
 )->str: # HTML, self-contained
     "Return a figure that a script fills."
     css = read_asset("viz/figure.css").replace("#figure", f"#{uid}")
-    sources = "\n".join(read_asset(f"viz/{name}") for name in scripts)
-    call = f"{Path(scripts[-1]).stem}Figure({script_json(dict(uid=uid, **data))});"
-    script = f"(function () {{\n{sources}\n{call}\n}})();"
-    return (f'<div id="{uid}"><style>{css}</style>\n{content}\n'
-            f"<script>{script}</script></div>")
+    sources = "\n".join(read_asset(f"viz/{name}") for name in ("figure.js", *scripts))
+    call = f"{Path(scripts[-1]).stem}Figure(figure);\nequip(figure);"
+    data = script_json(dict(uid=uid, **data))
+    script = f"(function () {{\n{sources}\nconst figure = {data};\n{call}\n}})();"
+    return (f'<div id="{uid}"><style>{css}</style>\n{fill_asset("tools.html", uid=uid)}\n'
+            f"{content}\n<script>{script}</script></div>")
 
 # %% ../../nbs/viz/stage.ipynb #46952da3
 class Knob(NamedTuple):

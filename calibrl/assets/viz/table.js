@@ -2,7 +2,6 @@
 // A run is [accuracies, entropies, right answers in use], one number every `figure.every` steps.
 
 function tableFigure(figure) {
-  const grpo = figure.frames.grpo;
   const panels = [
     { metric: 0, top: 1 },
     { metric: 1, top: 3.5 },
@@ -25,7 +24,8 @@ function tableFigure(figure) {
   }
 
   function draw(element, position) {
-    const ours = figure.frames.runs[position("g")][position("w")][position("a")];
+    const grpo = figure.frames.grpo[position("s")];
+    const ours = figure.frames.runs[position("s")][position("g")][position("w")][position("a")];
     for (const [name, run] of [["q", grpo], ["c", ours]]) {
       for (const { metric, top, over } of panels) {
         const line = points(run[metric], top, run[over]);
