@@ -12,7 +12,7 @@ OF_LIBRARY := light loss score prompts engine families precision rollout train m
 CHECK  := COVERAGE_FILE=$(CURDIR)/.coverage OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false MPLBACKEND=agg HF_HUB_OFFLINE=1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-families test-trl test-lowest test-smollm2 install dev sync check-sync book docs browser checkpoint wheel wheel-test clean
+.PHONY: help demo test slides site test-families test-trl test-lowest test-smollm2 install dev sync check-sync book docs browser checkpoint wheel wheel-test clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z0-9-]*\):[^#]*## \(.*\)/  make \1|\2/p' Makefile | awk -F'|' '{ printf "%-20s %s\n", $$1, $$2 }'
@@ -55,10 +55,16 @@ check-sync: $(VENV)/.dev ## tell which notebooks and modules differ, changing no
 	$(BIN)/python tools/check_sync.py
 
 book: $(VENV)/.dev ## open the tutorials in JupyterLab; options: make book ARGS="--no-browser"
-	$(BIN)/jupyter lab nbs/tutorials/alpha.ipynb $(ARGS)
+	cd nbs && ../$(BIN)/jupyter lab --ServerApp.root_dir=. tutorials/alpha.ipynb $(ARGS)
+
+slides: $(VENV)/.docs ## the live figures, large, for a projector; options: make slides ARGS="--no-browser"
+	cd nbs/pages && ../../$(BIN)/python -m voila projector.ipynb $(ARGS)
 
 docs: $(VENV)/.docs ## build the site into _docs, readable without a network
 	$(CHECK) $(BIN)/python tools/build_docs.py
+
+site: docs ## the site in one file, dist/calibrl-site.zip, to hand out where there is no network
+	$(BIN)/python -c "import shutil; print(shutil.make_archive('dist/calibrl-site', 'zip', '.', '_docs'))"
 
 browser: $(VENV)/.docs ## drive the built site and a live notebook in Chromium
 	$(CHECK) $(BIN)/python -m pytest tests/test_browser.py -m browser $(ARGS)

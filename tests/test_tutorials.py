@@ -20,7 +20,7 @@ RECORD = viz.read_group(ROOT/"nbs/records/group.json")
 
 def data(page):
     "The numbers inside a movable figure."
-    call = re.search(r"^(?:group|table)Figure\((\{.*\})\);$", page, flags=re.M)
+    call = re.search(r"^const figure = (\{.*\});$", page, flags=re.M)
     return json.loads(call[1])["frames"]
 
 
@@ -45,9 +45,13 @@ def test_every_knob_of_the_group_shows_the_packages_push():
 def test_the_table_figure_shows_the_packages_runs():
     frames = data(viz.table_figure_html(steps=12, every=3))
     alpha, weight, gap = viz.TABLE_ALPHAS[2], viz.TABLE_WEIGHTS[1], viz.TABLE_GAPS[0]
-    run = viz.table_run(alpha, weight, gap, steps=12)[::3]
-    for shown, key in zip(frames["runs"][0][1][2], ("accuracy", "entropy", "kinds"), strict=True):
-        assert shown == [round(row[key], 3) for row in run]
+    for seed, grid, grpo in zip(viz.TABLE_SEEDS, frames["runs"], frames["grpo"], strict=True):
+        run = viz.table_run(alpha, weight, gap, steps=12, seed=seed)[::3]
+        plain = viz.table_run(weight=0., steps=12, seed=seed)[::3]
+        keys = ("accuracy", "entropy", "kinds")
+        for ours, theirs, key in zip(grid[0][1][2], grpo, keys, strict=True):
+            assert ours == [round(row[key], 3) for row in run]
+            assert theirs == [round(row[key], 3) for row in plain]
 
 
 MOVING = {"group": viz.group_figure_html(RECORD), "table": viz.table_figure_html(steps=2),

@@ -23,8 +23,8 @@ from calibrl.viz.animated import alpha_svg  # noqa: F401
 from calibrl.viz.curves import CURVES, plot_run, smooth  # noqa: F401
 from calibrl.viz.figures import CYCLE, PLAIN, RIGHT, WRONG  # noqa: F401
 from calibrl.viz.movable import (  # noqa: F401
-    ALPHAS, GAPS, SURES, TABLE_ALPHAS, TABLE_GAPS, TABLE_WEIGHTS, WEIGHTS, alpha_frames,
-    group_frames)
+    ALPHAS, GAPS, SURES, TABLE_ALPHAS, TABLE_GAPS, TABLE_SEEDS, TABLE_WEIGHTS, WEIGHTS,
+    alpha_frames, group_frames)
 from calibrl.viz.page import report_html  # noqa: F401
 from calibrl.viz.record import picture  # noqa: F401
 from calibrl.viz.toy import (  # noqa: F401

@@ -31,16 +31,16 @@ def blank_figure(
     plt.close(fig)
     for ax in axes.flat:
         ax.spines[["top", "right"]].set_visible(False)
-        ax.tick_params(labelsize=8)
+        ax.tick_params(labelsize=9)
         ax.grid(alpha=.25, linewidth=.6)
     return fig, axes.ravel()
 
 # %% ../../nbs/viz/figures.ipynb #f3c0fd25
 def label_panel(ax, title, xlabel=None):
     "Write a small title, and what the x axis is."
-    ax.set_title(title, fontsize=9)
+    ax.set_title(title, fontsize=11)
     if xlabel is not None:
-        ax.set_xlabel(xlabel, fontsize=8)
+        ax.set_xlabel(xlabel, fontsize=9)
 
 def mark_zero(ax, x=False, y=False):
     "Draw the lines where the named coordinates are 0."
@@ -67,7 +67,7 @@ def draw_gate(loss_ax, push_ax, alpha):
     push_ax.set_ylim(-1.25, 1.25)
     mark_zero(loss_ax, x=True, y=True)
     mark_zero(push_ax, x=True, y=True)
-    loss_ax.legend(fontsize=8, loc="upper center", frameon=False)
+    loss_ax.legend(fontsize=9, loc="upper center", frameon=False)
 
 # %% ../../nbs/viz/figures.ipynb #d1f446c3
 def plot_gate(
@@ -101,15 +101,15 @@ def draw_push(ax, alpha, weight, gap):
         up = push > 0
         ax.annotate(percent_more(push, plain[i]), (i + .2, push), (0, 2 if up else -2),
                     textcoords="offset points", ha="center", va="bottom" if up else "top",
-                    fontsize=7)
+                    fontsize=9)
 
     # The same axis for every alpha
     longest = longest_push(weight, gap)
     ax.set_ylim(-1.25*longest, 1.25*longest)
-    ax.set_xticks(range(len(TOY_LABELS)), TOY_LABELS, fontsize=7)
+    ax.set_xticks(range(len(TOY_LABELS)), TOY_LABELS, fontsize=9)
     mark_zero(ax, y=True)
     label_panel(ax, f"push on each answer, weight {weight:g}, {gap} gap")
-    ax.legend(fontsize=8, frameon=False, loc="upper right")
+    ax.legend(fontsize=9, frameon=False, loc="upper right")
 
 # %% ../../nbs/viz/figures.ipynb #34588f86
 def plot_push(
@@ -151,7 +151,7 @@ def draw_positions(ax, group, alpha, gap):
     mark_zero(ax, x=True, y=True)
     ax.set(xlim=(-reach, reach), ylim=(-reach, reach))
     label_panel(ax, f"on the gate: loss per |A| over the gap, alpha {alpha:.2f}")
-    ax.legend(fontsize=8, loc="upper center", frameon=False)
+    ax.legend(fontsize=9, loc="upper center", frameon=False)
 
 # %% ../../nbs/viz/figures.ipynb #bc13a9db
 def draw_group_push(ax, group, alpha, weight, gap):
@@ -169,7 +169,7 @@ def draw_group_push(ax, group, alpha, weight, gap):
         up = push > 0
         ax.annotate(percent_more(push, plain[i]), (0, i + .12), (-4 if up else 4, 0),
                     textcoords="offset points", ha="right" if up else "left", va="center",
-                    fontsize=8)
+                    fontsize=9)
     mark_zero(ax, x=True)
     note = "grey GRPO, colour CalibRL" if any(plain) else "none, for all rewards are equal"
     label_panel(ax, f"push on each answer, weight {weight:g}, {gap} gap: {note}")
@@ -191,7 +191,7 @@ def plot_group(
     reach = draw_group_push(bars, group, alpha, weight, gap)
     for i, answer in enumerate(which):
         text = one_line(record["texts"][answer], 52)
-        bars.text(-2.2*reach, i - .2, text, fontsize=8, va="center")
+        bars.text(-2.2*reach, i - .2, text, fontsize=9, va="center")
     bars.set(xlim=(-2.25*reach, reach), ylim=(len(which) - .4, -.6), yticks=[])
     return fig
 
@@ -235,5 +235,5 @@ def plot_table(
     fig, axes = blank_figure(3, size=(9.6, 2.9))
     for ax, panel in zip(axes, TABLE_PANELS, strict=True):
         draw_table_panel(ax, panel, plain, ours, f"CalibRL, alpha {alpha:.2f}")
-    axes[0].legend(fontsize=8, frameon=False, loc="lower right")
+    axes[0].legend(fontsize=9, frameon=False, loc="lower right")
     return fig
