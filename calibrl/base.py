@@ -36,8 +36,11 @@ def model_config(name_or_path):    # local folder or hub id
     return config
 
 # %% ../nbs/01c_base.ipynb #c7916766
-def copy_advice(name_or_path)->str:
-    "Return what to do about a folder whose processor is not whole."
+def copy_advice(name_or_path)->str:     # local folder or hub id
+    "Return what to do about a model whose processor is not whole."
+    if not Path(name_or_path).exists():
+        return (f"{str(name_or_path)!r} is no folder here, and the hub gave no processor files for"
+                " it: check the name and the network, or give a folder that has them")
     return ("put the processor and tokenizer files of the original model "
             f"into {str(name_or_path)!r}, beside its weights")
 

@@ -18,6 +18,11 @@ def test_help_and_version(capsys):
     assert main(["train", "--help"]) == 0 and "--lora-rank" in capsys.readouterr().out
 
 
+def test_the_check_of_the_embedded_world_says_its_name(capsys):
+    assert main(["data", "check", "geometry", "--limit", "2"]) == 0
+    assert capsys.readouterr().out.startswith("geometry: columns, 2 problems of ")
+
+
 @pytest.mark.parametrize("line, word", [
     ("trian", "no command 'trian': did you mean train?"),
     ("data", "no command 'data'"),

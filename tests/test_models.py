@@ -218,6 +218,14 @@ def test_a_model_that_lacks_files(broken, kind, drop, line):
     assert "\n" not in str(e.value)
 
 
+def test_a_hub_id_without_files_is_not_taken_for_a_folder():
+    from calibrl.base import model_processor
+    name = "Qwen/Qwen2.5-VL-7B-Instruct"
+    with pytest.raises(FileNotFoundError, match="is no folder here, and the hub gave") as e:
+        model_processor(name, None)
+    assert name in str(e.value) and "into" not in str(e.value) and "\n" not in str(e.value)
+
+
 @pytest.mark.parametrize("kind", ["qwen2_5_vl", "qwen3"])
 def test_a_model_without_chat_template(broken, kind):
     with pytest.raises(ValueError, match=TEMPLATE) as e:

@@ -2,6 +2,7 @@
 one line, before anything is loaded or written."""
 import inspect
 import math
+import re
 
 import pytest
 from hypothesis import given, settings
@@ -89,3 +90,20 @@ def test_the_command_alone_is_a_usage_error(capsys):
     assert "calibrl demo" in shown.err and not shown.out
     assert main(["--help"]) == 0
     assert "calibrl demo" in capsys.readouterr().out
+
+
+def test_the_help_names_the_columns_of_a_data_file(capsys):
+    from calibrl.data.columns import NAMES
+    assert main(["data", "check", "--help"]) == 0
+    said = capsys.readouterr().out
+    known = [name for field in ("question", "answer", "images", "expert", "options", "id")
+             for name in NAMES[field] if "." not in name]
+    assert len(known) > 20 and all(re.search(rf"\b{name}\b", said) for name in known)
+    assert max(map(len, said.splitlines())) < 80
+
+    # the first help names the usual ones
+    assert main(["--help"]) == 0
+    data = " ".join(capsys.readouterr().out.split()).partition("Your data: ")[2]
+    for field, name in (("question", "question"), ("answer", "answer"), ("images", "image"),
+                        ("expert", "expert"), ("options", "options"), ("id", "id")):
+        assert name in NAMES[field] and re.search(rf"\b{name}\b", data), name

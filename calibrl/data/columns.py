@@ -7,6 +7,7 @@ __all__ = []
 
 # %% ../../nbs/data/columns.ipynb #d4a75003
 import re
+import textwrap
 from itertools import takewhile
 from typing import NamedTuple
 
@@ -27,6 +28,26 @@ TAGS = (    # columns that become tags, for breakdowns
     "category", "source", "data_source", "subject", "level", "difficulty", "family")
 READINGS = (    # what a number beside choices is; in a map, they name the answer's column
     "answer_from_0", "answer_from_1", "answer_value")
+
+# %% ../../nbs/data/columns.ipynb #9f515223
+ABOUT = dict(    # field of a Problem -> what stands in such a column
+    question="the question; `<image>` may mark the place of a picture",
+    answer="the right answer, as text or number, or the letter of a choice",
+    images="a picture or several: a path, bytes, or a picture of the data set",
+    expert="a worked solution, the baseline of the loss",
+    options="the choices, as a list or as a dict by letter",
+    id="a name for the row")
+
+def names_text():
+    "Return the columns of a data file with the names that each goes by, for the command's help."
+    lines = ["Columns of a data file, which may be JSON Lines, JSON, CSV or Parquet. Only a",
+             "question and an answer are needed. Each goes by one of these names:", ""]
+    for field, about in ABOUT.items():
+        names = [name for name in NAMES[field] if "." not in name]
+        lines += [f"  {field:9} {about}", textwrap.fill(", ".join(names), 78,
+                                                        initial_indent=" "*12,
+                                                        subsequent_indent=" "*12)]
+    return "\n".join([*lines, "", "Columns of other names: --map question=task,expert=proof"])
 
 # %% ../../nbs/data/columns.ipynb #d4a75005
 class Format(NamedTuple):

@@ -293,9 +293,15 @@ def worked_answers(ds, column):
     worked = [is_worked(value_at(row, column)) for row in few]
     return sum(worked) > len(worked)/2
 
+def source_name(source, ds):
+    "Return what a source is called: its path or hub id, or the name that a data set has itself."
+    if isinstance(source, (str, os.PathLike)):
+        return str(source)
+    return getattr(getattr(ds, "info", None), "dataset_name", None) or "dataset"
+
 def described(source, ds, map):
     "Return source, format, fields and columns of a data set."
-    source = str(source) if isinstance(source, (str, os.PathLike)) else "dataset"
+    source = source_name(source, ds)
     if not len(ds):
         raise ValueError(f"{source} has no rows")
     try:
@@ -371,8 +377,7 @@ def opened(source, map, split, name):
     files = []
     fits = functools.partial(holds_problems, map=map)
     ds = read_rows(source, split, name, faults, files, fits)
-    is_named = isinstance(source, (str, os.PathLike))
-    counted = files or [(source if is_named else "dataset", len(ds))]
+    counted = files or [(source_name(source, ds), len(ds))]
     problems = Problems(*described(source, ds, map), counted)
     problems.folder = source_folder(source)
     if files and problems.folder == Path(source).expanduser():
