@@ -375,10 +375,14 @@ def by_place(name:str, parameter)->bool:     # of `docments`
 
 EITHER = {"plan": "model"}      # an option that a command also takes by its place
 
+# %% ../nbs/06_cli.ipynb #4511ebee
 class Parser(argparse.ArgumentParser):
     "A parser that raises ValueError for a mistake, where argparse prints every option."
     def error(self, message):
         raise ValueError(message.removeprefix("argument "))
+
+class Help(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
+    "Help with the defaults of the options, whose closing lines stay as they are."
 
 def make_parser(name:str)->Parser:     # of a command in `COMMANDS`
     "Return a parser of a command's options, read off its function's signature and comments."
@@ -388,6 +392,11 @@ def make_parser(name:str)->Parser:     # of a command in `COMMANDS`
     usage = " ".join(["calibrl", name, *placed, "[options]"])
     parser = Parser(usage=usage, description=COMMANDS[name].__doc__,
                     formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    if name == "data check":
+        from calibrl.data.columns import names_text
+        parser.description = textwrap.fill(parser.description, 79)
+        parser.epilog = names_text()
+        parser.formatter_class = Help
     if name in EITHER:
         parser.add_argument(EITHER[name], nargs="?", default=argparse.SUPPRESS, help="as the flag")
     for option, parameter in parameters.items():
@@ -488,9 +497,12 @@ def usage()->str:
         lines.append(textwrap.fill(" ".join(command.__doc__.split()), width, initial_indent=first,
                                    subsequent_indent=" "*len(first)))
     head = "calibrl: RL for multimodal language models with an expert to measure against.\n"
+    data = ("Your data: JSON Lines, JSON, CSV or Parquet, one problem a row, with the columns"
+            " question and answer, and image, expert (a worked solution), options and id where"
+            " there are any. Other names of columns: calibrl data check --help")
     foot = ("\nStart with: calibrl demo --quick     Options of a command:"
             " calibrl train --help")
-    return "\n".join([head, *lines, foot])
+    return "\n".join([head, *lines, "", textwrap.fill(data, width), foot])
 
 # %% ../nbs/06_cli.ipynb #3aee96ec
 def quiet():

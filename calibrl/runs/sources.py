@@ -140,7 +140,9 @@ def drawn_rows(count=256):     # a `datasets.Dataset`
     import datasets
     rows = [{"id": p.id, "question": p.question, "images": list(p.images), "answer": p.answer,
              "expert": p.expert} | p.tags for p in drawn_problems(0, count)]
-    return datasets.Dataset.from_list(rows)
+    made = datasets.Dataset.from_list(rows)
+    made.info.dataset_name = "geometry"
+    return made
 
 def embedded(options:dict)->dict:     # of a command
     "Return options with what the package carries in the place of its name."

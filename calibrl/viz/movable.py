@@ -146,7 +146,7 @@ def group_figure_html(
         a=Knob("alpha", ALPHAS, 10),
         w=Knob("weight", (0, *WEIGHTS), 3),
         g=Knob("gap", GAPS),
-        r=Knob("right answers", rights, len(rights)//2),
+        r=Knob("right answers", rights, rights.index(sum(record["correct"][:n]))),
         s=Knob("expert", sures))
     data = dict(frames=frames, colours=COLOURS)
     return movable_html(uid, knobs, "group.js", data, group_stages(uid, n))
