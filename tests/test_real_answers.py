@@ -103,8 +103,20 @@ def counted(pairs):
     return Counter((bool(ours), bool(published)) for ours, published in pairs)
 
 
+RECORD = Path(__file__).resolve().parent.parent/"nbs/records/agreement.json"
+PUBLISHED = {row["set"]: row for row in json.loads(RECORD.read_text(encoding="utf-8"))}
+KINDS = {"both_right": (True, True), "both_wrong": (False, False),
+         "only_ours": (True, False), "only_published": (False, True)}
+
+
+def shown(name):
+    "Return what the book says of the verdicts on a set, as `counted` does."
+    row = PUBLISHED[name]
+    return Counter({verdicts: row[kind] for kind, verdicts in KINDS.items() if row[kind]})
+
+
 def test_published_verdicts_on_gsm8k():
-    """Each answer behind `A:` of four models: agreement in all of them."""
+    "Each answer behind `A:` of four models: agreement in all of them."
     pairs = []
     for row in lines("gsm8k/judged_model_solutions.jsonl"):
         gold = re.split(r"A:|####", row["ground_truth"])[-1].strip()
@@ -113,7 +125,7 @@ def test_published_verdicts_on_gsm8k():
                 said = re.findall(r"A:\s*(.*)", solution["solution"]) or [""]
                 ours = score(tagged(said[-1]), gold).correct
                 pairs.append((ours, solution["is_correct"]))
-    assert counted(pairs) == {(True, True): 188, (False, False): 292}
+    assert counted(pairs) == shown("gsm8k")
 
 
 def test_published_verdicts_on_logicvista():
@@ -124,35 +136,30 @@ def test_published_verdicts_on_logicvista():
             if row[name].startswith("[") else row[name] for name in ("gold", "extracted"))
         if gold.strip():
             pairs.append((score(tagged(said), gold).correct, str(row["match"]).startswith("1")))
-    assert counted(pairs) == {(True, True): 102, (False, False): 458}
+    assert counted(pairs) == shown("logicvista")
 
 
 def test_published_verdicts_on_mathv():
-    """Answers of six models, the last box or line. In 20 the published strings are not read:
-    `\\text{(E) Green}`, `8 \\mathrm{~m}`; in 6 other answers pass for right there: (3^1008 - 1) /
-    3^1009 for 1/3, any power of a fraction for another, 2018 for the letter of 2020."""
+    """Answers of six models, the last box or line. In 6 other answers pass for right there:
+    (3^1008 - 1) / 3^1009 for 1/3, any power of a fraction for another, 2018 for the letter of
+    2020."""
     pairs = []
     for row in lines("mathv/judged_outputs.jsonl"):
         options = row["options"]
         if [text.strip() for text in options] == list("ABCDE")[:len(options)]:
             options = None # the choices stand in the picture
-        shown = judge(row["response"], Problem("?", row["answer"]), lenient=True).answer
-        ours = score(tagged(shown or ""), row["answer"], options or None).correct
+        said = judge(row["response"], Problem("?", row["answer"]), lenient=True).answer
+        ours = score(tagged(said or ""), row["answer"], options or None).correct
         pairs.append((ours, row["correct"]))
-    assert counted(pairs) == {(True, True): 110, (False, False): 812, (True, False): 20,
-        (False, True): 6}
+    assert counted(pairs) == shown("mathv")
 
 
-@pytest.mark.parametrize("file, expected", [
-    # 9 letters with their own text are misread there as the article A or as the text's letter,
-    # 2 letters with another choice's letter for a text pass there: E. C, where C is asked for
-    ("direct", {(True, True): 47, (False, False): 102, (True, False): 9, (False, True): 2}),
-    ("cot", {(True, True): 74, (False, False): 86}),
-])
-def test_published_verdicts_on_mmmu_pro(file, expected):
+@pytest.mark.parametrize("file", ["direct", "cot"])
+def test_published_verdicts_on_mmmu_pro(file):
+    "Letters among ten choices; two letters for another's text pass there: E. C, where C is right."
     pairs = []
     for row in lines(f"mmmu_pro/judged_gpt4o_standard10_{file}.jsonl"):
         problem = Problem("?", row["answer"], options=ast.literal_eval(row["options"]),
             tags=dict(rule="mmmu"), answer_is="letter")
         pairs.append((judge(row["response"], problem, lenient=True).correct, row["if_right"]))
-    assert counted(pairs) == expected
+    assert counted(pairs) == shown(f"mmmu_pro {file}")
