@@ -281,7 +281,7 @@ def test_actions_are_named_by_the_commit_that_was_read(path):
     used = re.findall(r"uses: (\S+)", path.read_text(encoding="utf-8"))
     assert used
     for action in used:
-        assert re.fullmatch(r"[\w-]+/[\w-]+@[0-9a-f]{40}", action), f"{action} may be moved"
+        assert re.fullmatch(r"[\w-]+(/[\w-]+)+@[0-9a-f]{40}", action), f"{action} may be moved"
 
 
 def code(source, outputs=()):
