@@ -9,14 +9,29 @@ __all__ = []
 from functools import partial
 from typing import NamedTuple
 
+import numpy as np
 import torch
 
 # %% ../nbs/01d_draws.ipynb #7cedd34a
+DRAWS = 2      # grows when the same seed draws other tokens: a run goes on only as it began
+
+def luck_of(seed:int,
+            rows:int,      # B*n responses, problem by problem
+            tokens:int,    # of a response at most
+            device="cpu",
+           )->torch.Tensor:    # (tokens, rows) in 64 bits, from 0 up to 1
+    "Return the random numbers of all rows: those of a row are the same whatever the other sizes."
+    table = np.empty((rows, tokens))
+    for row in range(rows):
+        stream = np.random.Philox(key=np.array([seed % 2**64, row], dtype=np.uint64))
+        table[row] = np.random.Generator(stream).random(tokens)
+    return torch.from_numpy(table.T.copy()).to(device)
+
 def draw(logps,          # (rows, V) log-probabilities
+         luck,           # (rows,) a random number each
          temperature,    # 0: the likeliest token
          top_k,          # draw among so many; 0: among all
          top_p,          # draw among the likeliest that hold this share
-         generator,      # of random numbers
         )->torch.Tensor:    # (rows,) token ids
     "Return one token a row: the likeliest at temperature 0, else at random among the top."
     from transformers import TopKLogitsWarper, TopPLogitsWarper
@@ -27,85 +42,93 @@ def draw(logps,          # (rows, V) log-probabilities
     if top_p < 1:
         logps = TopPLogitsWarper(top_p)(None, logps)
     upto = logps.softmax(-1).cumsum(-1, dtype=torch.double)
-    point = torch.rand(len(logps), 1, generator=generator, device=logps.device, dtype=torch.double)
-    place = torch.searchsorted(upto, point*upto[:, -1:], right=True)[:, 0]
+    place = torch.searchsorted(upto, luck[:, None]*upto[:, -1:], right=True)[:, 0]
     return place.clamp(max=logps.shape[1] - 1)
 
-def heard(choose,    # log-probabilities (rows, V) -> token ids (rows,)
-          tell,      # called with the ids of each position, a list
-         ):          # the same function, heard
-    "Return a function that chooses as before and tells what it chose."
-    def choose_and_tell(logps):
-        token = choose(logps)
-        tell(token.tolist())
-        return token
-    return choose_and_tell
-
-def drawer(device, seed:int, temperature, top_k, top_p, tell=None):
-    "Return `draw` with all but the log-probabilities settled, its generator seeded."
-    generator = torch.Generator(device).manual_seed(seed)
-    choose = partial(draw, temperature=temperature, top_k=top_k, top_p=top_p, generator=generator)
-    return heard(choose, tell) if tell else choose
+def drawer(temperature, top_k=0, top_p=1.):
+    "Return `draw` with all settled but the log-probabilities and the luck."
+    return partial(draw, temperature=temperature, top_k=top_k, top_p=top_p)
 
 # %% ../nbs/01d_draws.ipynb #76606e5d
 AT_ONCE = 2**23    # numbers of (rows, V) that are looked at together
 
-def pick_some(logits, banned, choose)->tuple:
+def pick_some(logits, luck, banned, choose)->tuple:
     "Return what `pick` says, for a few rows."
     logps = logits.masked_fill_(banned, -torch.inf).log_softmax(-1)
-    token = choose(logps)
+    token = choose(logps, luck)
     logp = logps.gather(1, token[:, None])[:, 0]
     return token, logp, torch.special.entr(logps.exp()).sum(-1)
 
 def pick(states, logits_of,    # (rows, ...), and what makes logits (rows, V) of them, used up
+         luck,         # (rows,) random numbers
          banned,       # (V,) True on tokens that have no probability
-         choose,       # log-probabilities (rows, V) -> token ids (rows,)
+         choose,       # log-probabilities (rows, V) and luck -> token ids (rows,)
         )->tuple:      # token ids, log-probabilities and entropies (rows,)
     "Return a token for each row, drawn among those that a policy may write."
     rows = max(1, AT_ONCE//len(banned))
-    parts = [pick_some(logits_of(some), banned, choose) for some in states.split(rows)]
-    return tuple(torch.cat(values) for values in zip(*parts, strict=True))
+    parts = [pick_some(logits_of(some), lucks, banned, choose)
+             for some, lucks in zip(states.split(rows), luck.split(rows), strict=True)]
+    return parts[0] if len(parts) == 1 else tuple(map(torch.cat, zip(*parts, strict=True)))
 
-# %% ../nbs/01d_draws.ipynb #736ad3b5
+# %% ../nbs/01d_draws.ipynb #433dbd4f
 class Drawn(NamedTuple):
     "What was drawn at one position."
-    rows: torch.Tensor       # (alive,) numbers of the rows that had not ended
+    rows: torch.Tensor       # (alive,) numbers of the rows that still were there
     token: torch.Tensor      # (alive,) token ids
     logp: torch.Tensor       # (alive,) their log-probabilities
     entropy: torch.Tensor    # (alive,) of what they were drawn from, in nats
 
+def write(rows:int,
+          next_token,            # () -> the next token ids, log-probabilities, entropies (alive,)
+          keep,                  # told which of the rows that were there go on, indices
+          eos,                   # (k,) tokens that end a row
+          max_new_tokens:int,    # a row that reaches it is truncated
+          every=1,               # tokens between looks at who has ended
+          group=1,               # rows that leave together, when all have ended
+          tell=None,             # called with the ids of each position, a list
+         )->list:                # `Drawn` of each position
+    "Write rows token by token; those that ended leave, or write what nobody reads."
+    alive = torch.arange(rows, device=eos.device)
+    ended = torch.zeros(rows, dtype=torch.bool, device=eos.device)
+    drawn = []
+    for t in range(1, max_new_tokens + 1):
+        token, logp, entropy = next_token()
+        drawn.append(Drawn(alive, token, logp, entropy))
+        if tell:
+            tell(token.tolist())
+        ended = ended | torch.isin(token, eos)
+        if t % every or t == max_new_tokens:
+            continue
+
+        # Who goes on
+        done = ended.view(-1, group).all(1).repeat_interleave(group)
+        going = (~done).nonzero()[:, 0]
+        if len(going) == 0:
+            break
+        if len(going) < len(alive):
+            alive = alive[going]
+            ended = ended[going]
+            keep(going)
+    return drawn
+
+# %% ../nbs/01d_draws.ipynb #736ad3b5
 def by_row(drawn:list,    # `Drawn` of each position, all rows at the first
+           eos,           # (k,) tokens that end a row
           )->tuple:       # lists of token ids; log-probabilities, entropies, mask (rows, T)
     "Return the draws of each position, gathered by row."
     rows = len(drawn[0].rows)
-    table = torch.zeros(3, rows, len(drawn), device=drawn[0].token.device)
-    lengths = torch.zeros(rows, dtype=torch.long, device=table.device)
+    ids = torch.zeros(rows, len(drawn), dtype=torch.long, device=eos.device)
+    table = torch.zeros(2, rows, len(drawn), device=eos.device)
     for t, step in enumerate(drawn):
-        values = (step.token, step.logp, step.entropy)
-        table[:, step.rows, t] = torch.stack([value.float() for value in values])
-        lengths[step.rows] += 1
-    padded = table[0].long().tolist()
-    ids = [row[:length] for row, length in zip(padded, lengths.tolist(), strict=True)]
-    mask = torch.arange(len(drawn), device=table.device) < lengths[:, None]
-    return ids, table[1], table[2], mask
+        ids[step.rows, t] = step.token
+        table[:, step.rows, t] = torch.stack([step.logp.float(), step.entropy.float()])
 
-# %% ../nbs/01d_draws.ipynb #433dbd4f
-def write(states,                # (rows, ...) what the first tokens are drawn from
-          next_token,            # states -> token ids, log-probabilities, entropies (rows,)
-          advance,               # tokens, which of the rows go on, number of tokens -> states
-          eos_ids:list,          # tokens that end a row
-          max_new_tokens:int,    # a row that reaches it is truncated
-         )->list:                # `Drawn` of each position
-    "Write rows token by token; those that ended leave."
-    eos = torch.tensor(eos_ids, device=states.device)
-    alive = torch.arange(len(states), device=states.device)
-    drawn = []
-    for t in range(1, max_new_tokens + 1):
-        token, logp, entropy = next_token(states)
-        drawn.append(Drawn(alive, token, logp, entropy))
-        going = (~torch.isin(token, eos)).nonzero()[:, 0]
-        if len(going) == 0 or t == max_new_tokens:
-            break
-        alive = alive[going]
-        states = advance(token[going], going, t)
-    return drawn
+    # A token counts where none before it ended the row
+    before = torch.isin(ids, eos).cumsum(1).roll(1, 1)
+    before[:, 0] = 0
+    mask = before == 0
+    T = int(mask.any(0).sum())
+    ids, table, mask = ids[:, :T], (table*mask)[..., :T], mask[:, :T]
+    lengths = mask.sum(1).tolist()
+    lists = [row[:length] for row, length in zip(ids.tolist(), lengths, strict=True)]
+    return lists, table[0], table[1], mask

@@ -295,10 +295,10 @@ def packed_attention(query, key, value,    # (B, heads, P + R*T, width)
 
 # %% ../nbs/01a_engine.ipynb #ed69d4a5
 def one_token(query,         # (rows, heads, 1, width): one new token a row
-              key, value,    # (rows, key heads, t, width): the row's own tokens so far
-              seen,          # (B, 1, 1, P) True on prompt tokens
+              key, value,    # (rows, key heads, W, width): the row's own tokens in W places
+              unseen,        # (rows, 1, 1, P + W) True on padding and on places without a token
               prompt,        # keys and values of the prompts, each once: (B, key heads, P, width)
-              slots,         # (rows,) which of the B*n places each row has
+              slots,         # (rows,) which of the B*n places each row has; None: all, in order
               n,             # responses a prompt; rows of it that go on may be fewer
               scale,
              )->torch.Tensor:    # (rows, 1, heads, width)
@@ -310,17 +310,19 @@ def one_token(query,         # (rows, heads, 1, width): one new token a row
 
     def together(x):
         "Rows of a prompt as one matrix, (B, H, n*heads, ...)."
-        places = x.new_zeros(B*n, *x.shape[1:]).index_copy_(0, slots, x)
-        return places.view(B, n, H, heads, -1).transpose(1, 2).flatten(2, 3)
+        if slots is not None:
+            x = x.new_zeros(B*n, *x.shape[1:]).index_copy_(0, slots, x)
+        return x.view(B, n, H, heads, -1).transpose(1, 2).flatten(2, 3)
 
     def apart(x):
         "The rows of these matrices, (rows, H, heads, ...)."
-        return x.view(B, H, n, heads, -1).transpose(1, 2).flatten(0, 1)[slots]
+        x = x.view(B, H, n, heads, -1).transpose(1, 2).flatten(0, 1)
+        return x if slots is None else x[slots]
 
     # One softmax over the prompt and the row's own tokens
-    over_prompt = apart(wide_product(together(q), K).masked_fill(~seen, -torch.inf))
+    over_prompt = apart(wide_product(together(q), K))
     scores = torch.cat([over_prompt, wide_product(q, key)], -1)
-    p = scores.softmax(-1).to(value.dtype)
+    p = scores.masked_fill_(unseen, -torch.inf).softmax(-1).to(value.dtype)
     out = apart(together(p[..., :P]) @ V) + p[..., P:] @ value
     return out.flatten(1, 2)[:, None]
 
@@ -328,7 +330,7 @@ def one_token(query,         # (rows, heads, 1, width): one new token a row
 class SharedPrompts(NamedTuple):
     "What the rows that are being sampled share."
     layers: list           # for each layer keys and values of the prompts (B, key heads, P, width)
-    slots: torch.Tensor    # (rows,) which of the B*n places each row has
+    slots: torch.Tensor    # (rows,) which of the B*n places each row has; None: all
     n: int                 # responses a prompt
 
 def is_packed(module)->bool:    # an attention layer

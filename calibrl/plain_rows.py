@@ -113,34 +113,46 @@ def one_step(inputs:dict,     # of `first_axis`
     return step
 
 # %% ../nbs/01e_plain.ipynb #8b1365b2
-def plain_draws(policy,
-                prompts:list,           # B prompts as `encode` made them, read in one batch
-                n:int,                  # responses a prompt
-                next_token,             # states -> token ids, log-probabilities, entropies
-                max_new_tokens:int,
-               )->list:                 # `Drawn` of each position
-    "Write responses token by token, the model's own cache behind them."
-    inputs, start = policy.prompts(prompts)
-    states, cache = last_states(policy, inputs, 1, use_cache=True)
+class PlainStep:
+    "Rows that are written token by token, the model's own cache behind them."
+    def __init__(self, policy,
+                 prompts:list,    # B prompts as `encode` made them, read in one batch
+                 n:int,           # responses a prompt
+                 draw,            # states and luck -> token ids, log-probabilities, entropies
+                 luck):           # (tokens, B*n) random numbers
+        self.policy = policy
+        self.draw = draw
+        self.luck = luck
+        self.written = 0
+        inputs, start = policy.prompts(prompts)
+        states, self.cache = last_states(policy, inputs, 1, use_cache=True)
 
-    # Each prompt's row becomes n rows
-    rows = torch.arange(len(prompts), device=policy.device).repeat_interleave(n)
-    cache.reorder_cache(rows)
-    kept = first_axis(inputs, rows)
-    position = start[rows][:, None].expand(*inputs["position_ids"].shape[:-2], -1, 1)
+        # Each prompt's row becomes n rows
+        rows = torch.arange(len(prompts), device=policy.device).repeat_interleave(n)
+        self.states = states[:, -1].repeat_interleave(n, 0)
+        self.cache.reorder_cache(rows)
+        self.kept = first_axis(inputs, rows)
+        self.start = start[rows][:, None].expand(*inputs["position_ids"].shape[:-2], -1, 1)
 
-    def advance(token, going, t):
-        "Feed the newest tokens of the rows that go on."
-        nonlocal kept, position
-        if len(going) < position.shape[-2]:
-            cache.reorder_cache(going)
-            kept = first_axis(kept, going)
-            position = position[..., going, :]
-        step = one_step(kept, token, position + t - 1, t)
-        return last_states(policy, step, 1, past_key_values=cache, use_cache=True)[0][:, -1]
+    def next_token(self)->tuple:    # token ids, log-probabilities, entropies (rows,)
+        "Feed the newest token of each row, and draw the next."
+        t = self.written
+        if t:
+            step = one_step(self.kept, self.token, self.start + t - 1, t)
+            self.states = last_states(self.policy, step, 1, past_key_values=self.cache,
+                                      use_cache=True)[0][:, -1]
+        found = self.draw(self.states, self.luck[t])
+        self.token = found[0]
+        self.written += 1
+        return found
 
-    return write(states[:, -1].repeat_interleave(n, 0), next_token, advance, policy.eos_ids,
-                 max_new_tokens)
+    def keep(self, going):    # indices of rows, in order
+        "Let some rows go on, and the others go."
+        self.cache.reorder_cache(going)
+        self.kept = first_axis(self.kept, going)
+        self.start = self.start[..., going, :]
+        self.luck = self.luck[:, going]
+        self.token = self.token[going]
 
 # %% ../nbs/01e_plain.ipynb #ae116475
 def shape_of(prompt:dict)->tuple:
@@ -161,18 +173,22 @@ def batches_of(prompts:list,    # what `encode` made of problems
 
 # %% ../nbs/01e_plain.ipynb #341e69a7
 def plain_samples(policy,
-                  prompts:list,           # B prompts as `encode` made them
-                  n:int,                  # responses a prompt
-                  next_token,             # states -> token ids, log-probabilities, entropies
-                  max_new_tokens:int,     # a response that reaches it is truncated
-                 )->tuple:                # B*n lists of ids; log-probabilities, entropies, mask
+                  prompts:list,    # B prompts as `encode` made them
+                  n:int,           # responses a prompt
+                  draw,            # states and luck -> token ids, log-probabilities, entropies
+                  luck,            # (tokens, B*n) random numbers
+                  tell=None,       # called with the ids of each position
+                 )->tuple:         # B*n lists of ids; log-probabilities, entropies, mask
     "Return sampled responses, problem by problem."
-    ids = [None]*(len(prompts)*n)
-    tables = [None]*(len(prompts)*n)
+    tokens, rows = luck.shape
+    ids = [None]*rows
+    tables = [None]*rows
+    eos = torch.tensor(policy.eos_ids, device=policy.device)
     for batch in batches_of(prompts, policy.pads):
-        drawn = plain_draws(policy, [prompts[i] for i in batch], n, next_token, max_new_tokens)
-        written, *values = by_row(drawn)
         places = [i*n + k for i in batch for k in range(n)]
+        step = PlainStep(policy, [prompts[i] for i in batch], n, draw, luck[:, places])
+        drawn = write(len(places), step.next_token, step.keep, eos, tokens, tell=tell)
+        written, *values = by_row(drawn, eos)
         for place, response, row in zip(places, written, torch.stack(values, 1), strict=True):
             ids[place] = response
             tables[place] = row

@@ -27,6 +27,7 @@ from .pace import card_named, measured_cards
 from .policy import Policy
 from .prompts import NO_LIMITS, check_pixels, prompter
 from .rollout import rollout
+from .step import in_blocks
 from .train import Config, train_step
 from .windows import prepare_windows
 
@@ -415,11 +416,11 @@ def sampling_bytes(config,                  # of the model
     image = image_sizes(config, image_tokens)
     return {"waiting": 4*prompts*image.patches*image.pixels,
             "images": 4*part*image.patches*image.pixels,
-            "prompts": prompts*P*kept,
-            "responses": rows*T*kept*(1 + 1/text.num_hidden_layers),
+            "prompts": prompts*in_blocks(P)*kept,
+            "responses": rows*in_blocks(T)*kept*(1 + 1/text.num_hidden_layers),
             "looking": looking_bytes(image, part, wide),
             "reading": reading_bytes(config, prompts, group, lora_rank, dtype, read_tokens),
-            "drawing": drawing_bytes(text, rows, P + T, wide)}
+            "drawing": drawing_bytes(text, rows, in_blocks(P) + in_blocks(T), wide)}
 
 # %% ../nbs/04a_plan.ipynb #5a0c1e10
 def sampling_peak(parts,         # of `sampling_bytes`

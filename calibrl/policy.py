@@ -11,20 +11,21 @@ from functools import cached_property, partial
 from inspect import signature
 
 import torch
+import torch.nn.functional as F
 
 from .base import (
     MODELS, adapter_line, add_adapter, base_of, load_base, recompute_activations, recomputes,
     save_adapter)
-from .draws import by_row, drawer, pick, write
-from calibrl.engine import (
-    SharedPrompts, attend_by, collate, encode, own_attention, pack, register_attention,
-    wide_product)
+from .draws import by_row, drawer, luck_of, pick, write
+from .engine import (
+    attend_by, collate, encode, own_attention, pack, register_attention, wide_product)
 from .memory import remembering, seen_in
 from .masks import is_plainly_causal, model_masks, pictures_seen, token_types
 from .plain_rows import plain_logps, plain_samples, token_scores
 from .prompts import USUAL, continued, limit_pixels, opening, pixels_of, wording
 from .selfcheck import settle
 from .states import Layout, prepare_states
+from .step import Step, in_blocks, lengthened
 from .windows import prepare_windows
 
 # %% ../nbs/01b_policy.ipynb #926fe9f1
@@ -219,12 +220,13 @@ class Policy:
               )->Samples:             # B*n responses, problem by problem
         "Return sampled responses, the prompt run once a problem."
         self.model.eval()
-        choose = drawer(self.device, seed, temperature, top_k, top_p, tell)
+        luck = luck_of(seed, n*len(problems), max_new_tokens, self.device)
+        choose = drawer(temperature, top_k, top_p)
         temperature = temperature or 1.0
         if not self.shared:
-            return sample_plainly(self, problems, n, choose, temperature, max_new_tokens, experts)
+            return sample_plainly(self, problems, n, choose, luck, temperature, experts, tell)
         prompts = read_prompts(self, problems, experts, temperature, read_tokens)
-        return write_responses(self, prompts, n, choose, temperature, max_new_tokens)
+        return write_responses(self, prompts, n, choose, luck, temperature, tell)
 
 # %% ../nbs/01b_policy.ipynb #1e86cca9
 def set_prompts(policy:Policy, words, min_pixels, max_pixels):
@@ -381,7 +383,7 @@ def response_logps(policy:Policy, problems:list, responses:list, temperature)->L
 class Prefill:
     "What is kept of B prompts once they have been read, and of their experts."
     hidden: torch.Tensor         # (B, d) the last hidden state of each prompt
-    seen: torch.Tensor           # (B, 1, 1, P) True on prompt tokens
+    seen: torch.Tensor           # (B, 1, 1, P) True on prompt tokens; P: a multiple of 32
     position: torch.Tensor       # (B, 1) or (B, 3, 1) the first position of a response
     expert_logp: torch.Tensor    # (B, T) log-probabilities of the experts' tokens, else 0
     expert_mask: torch.Tensor    # (B, T) True on experts' tokens
@@ -426,14 +428,16 @@ def prefill(policy:Policy,
     hidden = policy.core(**inputs, past_key_values=cache, use_cache=True).last_hidden_state
     logp, _ = token_logps(policy, hidden, inputs, mask, temperature)
 
-    # Copies, so that the rest can go
+    # Copies, so that the rest can go, in whole blocks
+    tokens = in_blocks(P)
     return Prefill(hidden=hidden[:, P-1].clone(),
-                   seen=inputs["attention_mask"][:, :, -1:],
+                   seen=F.pad(inputs["attention_mask"][:, :, -1:], (tokens - P, 0)),
                    position=inputs["position_ids"][..., P:P+1].movedim(-2, 0),
                    expert_logp=logp[:, 0],
                    expert_mask=mask[:, 0],
-                   keys=[layer.keys[:, :, :P].clone() for layer in cache.layers],
-                   values=[layer.values[:, :, :P].clone() for layer in cache.layers],
+                   keys=[lengthened(layer.keys[:, :, :P], tokens, True) for layer in cache.layers],
+                   values=[lengthened(layer.values[:, :, :P], tokens, True)
+                           for layer in cache.layers],
                    prompt_tokens=[prompt["input_ids"].shape[1] for prompt in prompts])
 
 # %% ../nbs/01b_policy.ipynb #355e8cec
@@ -460,7 +464,8 @@ def read_prompts(policy:Policy,
 # %% ../nbs/01b_policy.ipynb #bf0add64
 def next_token(policy:Policy,
                states,         # (rows, d), or logits (rows, V) where a head is no matrix
-               choose,         # log-probabilities (rows, V) -> token ids (rows,)
+               luck,           # (rows,) random numbers
+               choose,         # log-probabilities (rows, V) and luck -> token ids (rows,)
                temperature,
               )->tuple:        # token ids, log-probabilities and entropies (rows,)
     "Return a token for each row, drawn among those that a policy may write."
@@ -468,48 +473,33 @@ def next_token(policy:Policy,
         if policy.head_scale is None:
             return states.to(torch.promote_types(states.dtype, torch.float32))/temperature
         return wide_product(states, policy.head).div_(temperature/policy.head_scale)
-    return pick(states, logits_of, policy.no_chance, choose)
+    return pick(states, logits_of, luck, policy.no_chance, choose)
 
 # %% ../nbs/01b_policy.ipynb #d0431426
 def write_responses(policy:Policy,
                     prompts:Prefill,       # B prompts that were read
                     n:int,                 # responses a prompt
-                    choose,                # log-probabilities (rows, V) -> token ids (rows,)
-                    temperature, max_new_tokens:int)->Samples:
+                    choose,                # log-probabilities (rows, V), luck -> token ids (rows,)
+                    luck,                  # (tokens, B*n) random numbers
+                    temperature, tell=None)->Samples:
     "Write responses token by token over the prompts' keys and values."
-    from transformers import DynamicCache
-    layers = list(zip(prompts.keys, prompts.values, strict=True))
-    hidden = prompts.hidden.repeat_interleave(n, 0)
-    alive = torch.arange(len(hidden), device=policy.device)
-    position = prompts.position.movedim(0, -2).repeat_interleave(n, -2)
-
-    # The cache holds the responses' own tokens only
-    cache = DynamicCache()
-
-    def advance(token, going, t):
-        "Feed the newest tokens of the rows that go on."
-        nonlocal alive
-        if len(going) < len(alive) and t > 1:
-            cache.batch_select_indices(going)
-        alive = alive[going]
-        return policy.core(input_ids=token[:, None], attention_mask=prompts.seen,
-                           shared=SharedPrompts(layers, alive, n),
-                           position_ids=position[..., alive, :] + t - 1,
-                           past_key_values=cache, use_cache=True).last_hidden_state[:, -1]
-
     draw_next = partial(next_token, policy, choose=choose, temperature=temperature)
-    drawn = write(hidden, draw_next, advance, policy.eos_ids, max_new_tokens)
-    return Samples(*by_row(drawn), prompts.expert_logp, prompts.expert_mask, prompts.prompt_tokens)
+    step = Step(policy.core, prompts, n, draw_next, luck)
+    tokens, rows = luck.shape
+    eos = torch.tensor(policy.eos_ids, device=policy.device)
+    drawn = write(rows, step.next_token, step.keep, eos, tokens, tell=tell)
+    return Samples(*by_row(drawn, eos), prompts.expert_logp, prompts.expert_mask,
+                   prompts.prompt_tokens)
 
 # %% ../nbs/01b_policy.ipynb #fb2cbb45
-def sample_plainly(policy:Policy, problems:list, n:int, choose, temperature, max_new_tokens:int,
+def sample_plainly(policy:Policy, problems:list, n:int, choose, luck, temperature,
                    experts,    # B experts' responses or None; None: without experts
-                  )->Samples:
+                   tell=None)->Samples:
     "Return what `Policy.sample` says, every row with a prompt of its own."
     attend_by(policy.decoder, policy.own_attention)
     prompts = [policy.prompt(problem) for problem in problems]
     draw_next = partial(next_token, policy, choose=choose, temperature=temperature)
-    samples = plain_samples(policy, prompts, n, draw_next, max_new_tokens)
+    samples = plain_samples(policy, prompts, n, draw_next, luck, tell)
 
     # Where there is no expert, one token stands that counts nowhere
     given = experts or [None]*len(problems)

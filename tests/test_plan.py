@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from calibrl.base import model_config
-from calibrl.draws import AT_ONCE, drawer
+from calibrl.draws import AT_ONCE, drawer, luck_of
 from calibrl.plan import (
     Group, Meter, gpu_bytes, on_paper, paired_steps, peaks, plan, sampling_bytes, sampling_peak,
     step_flops, traced, update_bytes, weights)
@@ -95,7 +95,7 @@ def test_drawing_takes_no_more_memory_for_more_rows():
                              no_chance=torch.zeros(words, dtype=torch.bool))
     states = torch.randn(rows, 16, generator=generator)
     with Meter([policy.head, policy.no_chance, states]) as meter:
-        tokens, *_ = next_token(policy, states, drawer("cpu", 0, 1., 0, 1.), 1.)
+        tokens, *_ = next_token(policy, states, luck_of(0, rows, 1)[0], drawer(1.), 1.)
     assert len(tokens) == rows and 2*AT_ONCE < rows*words
     assert meter.peak < 1.05*(4 + 4 + 4 + 8 + 8)*AT_ONCE
 

@@ -17,6 +17,7 @@ from safetensors.torch import load_file
 
 from calibrl import train as T
 from calibrl.cli import main
+from calibrl.draws import DRAWS
 from calibrl.files import folder_hashes, read_jsonl
 from calibrl.geometry import problems
 from calibrl.rollout import Policy
@@ -291,6 +292,23 @@ def test_a_checkpoint_of_another_base_is_not_passed_over(straight, tiny, tmp_pat
     log = (out/"metrics.jsonl").read_bytes()
     assert main(["train", *SMALL, "--out", str(out)]) == 2
     assert "belongs to another base model" in capsys.readouterr().err
+    assert (out/"metrics.jsonl").read_bytes() == log
+
+
+@pytest.mark.parametrize("draws", [None, 1])
+def test_a_run_that_drew_otherwise_does_not_go_on(draws, straight, tmp_path, capsys):
+    "A checkpoint of a version with another way of drawing: one line, and nothing is cut."
+    out = unfinished(straight, tmp_path/"run")
+    folder = out/"checkpoints/step-4"
+    state = json.loads((folder/"state.json").read_text())
+    assert state["draws"] == DRAWS
+    changed = {key: value for key, value in (state | {"draws": draws}).items() if value}
+    (folder/"state.json").write_text(json.dumps(changed))
+    (folder/"checksums.json").write_text("{}")
+    log = (out/"metrics.jsonl").read_bytes()
+    assert main(["train", *SMALL, "--out", str(out)]) == 2
+    line = capsys.readouterr().err.strip().splitlines()[-1]
+    assert "step-4 is of a version that drew other tokens" in line and "--out" in line
     assert (out/"metrics.jsonl").read_bytes() == log
 
 

@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 import torch
 
+from ..draws import DRAWS
 from ..files import (delete, folder_hashes, is_number, read_object, replace_folder,
                            write_atomic)
 from ..rollout import Policy, fingerprint
@@ -35,7 +36,8 @@ def seal(new,        # a folder that has all else that its checkpoint needs
          step:int,
          **state):   # numbers to keep with it
     "Write the numbers of a checkpoint, and the hashes of all its files."
-    write_atomic(new/"state.json", json.dumps({"step": step, **state}), durable=False)
+    write_atomic(new/"state.json", json.dumps({"step": step, "draws": DRAWS, **state}),
+                 durable=False)
     write_atomic(new/HASHES, json.dumps(folder_hashes(new), indent=1), durable=False)
 
 def save_checkpoint(folder,              # of the run's checkpoints
@@ -156,6 +158,9 @@ def load_checkpoint(path,               # folder/step-N
     "Put a checkpoint's adapter, optimiser state and random state back; return its numbers."
     from peft import get_peft_model_state_dict, set_peft_model_state_dict
     saved = read_checkpoint(path, numbers)
+    if saved.state.get("draws") != DRAWS:
+        raise ValueError(f"the checkpoint {path} is of a version that drew other tokens from the"
+                         " same seed: go on with that version, or give the run another --out")
 
     # the same model, and an adapter of the same shape
     if saved.base not in (None, fingerprint(policy.model)):
