@@ -4,12 +4,14 @@ import re
 from dataclasses import replace
 
 import pytest
+import torch
 
 from calibrl import algebra
 from calibrl.cli import main
 from calibrl.files import read_jsonl
+from calibrl.loss.law import negatives_weight
 from calibrl.rollout import Policy, rollout
-from calibrl.train import gap_positive
+from calibrl.train import Config, gap_positive, make_optimizer, train_step
 
 
 def foreign(problem):
@@ -52,3 +54,32 @@ def test_a_run_says_that_its_experts_are_not_read(problems, tmp_path, capsys):
 def test_experts_in_the_style_of_the_policy_are_read(policy):
     own = rollout(policy, algebra.problems(8, seed=3), n=4, seed=1)
     assert 0 < gap_positive(own, "sequence")["gap_positive"] < .9
+
+
+def moved(groups, **settings):
+    "What one step makes of the adapter: its weights as one tensor, less what they were."
+    policy = Policy.from_pretrained(algebra.tiny_checkpoint())
+    cfg = Config(prompts=len(groups.problems), mini_batches=1, **settings)
+    before = [w.detach().clone() for w in policy.trainable]
+    train_step(policy, make_optimizer(policy, cfg), groups, cfg)
+    pairs = zip(policy.trainable, before, strict=True)
+    return torch.cat([(w.detach() - b).flatten() for w, b in pairs])
+
+
+def test_where_no_expert_is_read_a_step_is_grpo_with_its_wrong_answers_weighted(policy, problems):
+    groups = rollout(policy, problems, n=8, seed=1)
+    ours = dict(gap="mean", weight=.8, alpha=.3)
+    assert gap_positive(groups, "mean")["gap_positive"] == 1 and groups.correct.any()
+
+    # other experts, even less likely: the same to the last bit
+    step = moved(groups, **ours)
+    other = replace(groups, expert_logp=groups.expert_logp*3)
+    assert torch.equal(step, moved(other, **ours))
+
+    # no expert: the same to within rounding, which Adam divides by the gradient's own size
+    nobody = replace(groups, has_expert=torch.zeros_like(groups.has_expert))
+    weighted = moved(nobody, weight=0., neg_weight=negatives_weight(.3, .8))
+    largest = float(step.abs().max())
+    assert float((step - weighted).abs().mean()) < 1e-4*largest
+    unweighted = moved(nobody, weight=0.)
+    assert float((step - unweighted).abs().mean()) > 1e-2*largest

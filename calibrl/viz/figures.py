@@ -8,6 +8,7 @@ __all__ = ['plot_gate', 'plot_push', 'plot_alpha', 'plot_group', 'plot_table']
 # %% ../../nbs/viz/figures.ipynb #3662a937
 from typing import NamedTuple
 import matplotlib.pyplot as plt
+from ..loss.law import needed_ratio
 from .record import mix_group, one_line
 from .toy import (
     TOY_LABELS, gate_curve, gate_positions, gradient_coefficients, table_run)
@@ -236,4 +237,34 @@ def plot_table(
     for ax, panel in zip(axes, TABLE_PANELS, strict=True):
         draw_table_panel(ax, panel, plain, ours, f"CalibRL, alpha {alpha:.2f}")
     axes[0].legend(fontsize=9, frameon=False, loc="lower right")
+    return fig
+
+# %% ../../nbs/viz/figures.ipynb #e42b898c
+def plot_growth(
+    alpha:float=0.5, # slope of the gate on the right side of the expert
+    weight:float=0.1, # of the exploration term
+    length:float=1, # tokens of a response with the sequence gap; 1 for the token gap
+    measured=(), # of (name, mean, low, high) of U/|N|
+)->plt.Figure:
+    "Return where entropy grows and where it falls, over U/|N|."
+    needed = needed_ratio(alpha, weight*length)
+    ratios = [-1 + i/20 for i in range(121)]
+    change = [-1 + ratio/needed for ratio in ratios]
+    fig, (ax,) = blank_figure(size=(6, 2.8))
+    ax.plot(ratios, change, color=RIGHT, label=f"alpha {alpha:g}, lam {weight*length:g}")
+    ax.axhline(-1, color=PLAIN, linestyle="--", label="GRPO")
+    mark_zero(ax, y=True)
+    if needed < ratios[-1]:
+        ax.axvspan(needed, ratios[-1], color=RIGHT, alpha=.12, label="entropy grows")
+
+    # what was measured, each at a height of its own
+    for i, (name, mean, low, high) in enumerate(measured):
+        height = -1.6 - .25*i
+        ax.plot([low, high], [height]*2, color=WRONG, linewidth=2)
+        ax.plot(mean, height, "o", color=WRONG, markersize=4)
+        ax.annotate(name, (high, height), (4, -3), textcoords="offset points", fontsize=7)
+    ax.set_ylim(-1.8 - .25*len(measured), 2)
+    ax.set_xlim(ratios[0], ratios[-1])
+    label_panel(ax, "Change of entropy, GRPO's fall = -1", "U/|N|")
+    ax.legend(fontsize=7, frameon=False, loc="upper left")
     return fig

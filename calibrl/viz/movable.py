@@ -6,7 +6,11 @@
 __all__ = ['alpha_figure_html', 'group_figure_html', 'table_figure_html']
 
 # %% ../../nbs/viz/movable.ipynb #deb3584e
+import math
+from html import escape
+
 from ..loss import GAPS
+from ..loss.law import needed_ratio
 from .figures import PLAIN, RIGHT, WRONG
 from .record import choose_answers, mix_group, one_line
 from .stage import Knob, figure_html, fill_asset, movable_html
@@ -201,3 +205,44 @@ def table_figure_html(
         s=Knob("seed", TABLE_SEEDS))
     data = dict(frames=table_frames(steps, every), steps=steps, every=every)
     return movable_html(uid, knobs, "table.js", data, table_stages(uid, steps))
+
+# %% ../../nbs/viz/movable.ipynb #48a04a09
+GROWTH_WEIGHTS = (.02, .1, .3, 1)
+LENGTHS = (1, 25, 100, 500, 2000)
+GROWTH_RANGE = (-1, 5)     # of U/|N|
+
+def growth_frames()->dict: # "needed" by weight, length and alpha; "strength" by weight and length
+    "Return where entropy begins to grow; None where it never does."
+    needed = []
+    strength = []
+    for weight in GROWTH_WEIGHTS:
+        lams = [weight*length for length in LENGTHS]
+        found = [[needed_ratio(alpha, lam) for alpha in ALPHAS] for lam in lams]
+        needed.append([[round(x, 2) if x < math.inf else None for x in row] for row in found])
+        strength.append([round(lam, 2) for lam in lams])
+    return dict(needed=needed, strength=strength)
+
+def growth_stage(uid, measured)->str: # (name, mean, low, high) of U/|N|
+    "Return the panel with its ticks and what was measured, as SVG."
+    low, high = GROWTH_RANGE
+    def x(ratio):
+        return round(30 + 292*(min(high, max(low, ratio)) - low)/(high - low), 1)
+    ticks = "".join(f'<text x="{x(n)}" y="164" text-anchor="middle">{n}</text>'
+                    for n in range(low, high + 1))
+    marks = ""
+    for i, (name, mean, left, right) in enumerate(measured):
+        y = 26 + 9*i
+        marks += (f'<path d="M{x(left)} {y}H{x(right)}" stroke="{WRONG}" stroke-width="2"/>'
+                  f'<circle cx="{x(mean)}" cy="{y}" r="2.5" fill="{WRONG}"/>'
+                  f'<text x="{x(right) + 4}" y="{y + 3}">{escape(name)}</text>')
+    return fill_asset("growth.svg", uid=uid, ticks=ticks, marks=marks, **COLOURS)
+
+def growth_figure_html(
+    uid:str="calibrl-growth", # prefix of every id in the figure
+    measured=(), # of (name, mean, low, high) of U/|N|, to be marked
+)->str: # HTML, SVG and a few lines of JavaScript; the same bytes at every call
+    "Return `plot_growth` for a page without a kernel."
+    knobs = dict(a=Knob("alpha", ALPHAS, 10), w=Knob("weight", GROWTH_WEIGHTS, 1),
+                 t=Knob("length", LENGTHS, 3))
+    data = growth_frames() | dict(range=GROWTH_RANGE)
+    return movable_html(uid, knobs, "growth.js", data, growth_stage(uid, measured))
