@@ -12,7 +12,7 @@ from dataclasses import fields, replace
 import torch
 import torch.distributed as dist
 
-from .rollout import Policy, Rollouts
+from .rollout import Rollouts, stack
 
 # %% ../nbs/02b_parallel.ipynb #7c1e0b12
 def processes()->tuple:     # number of this process, how many there are
@@ -26,7 +26,6 @@ def all_gather(mine)->list:     # one value a process, in the order of the proce
     "Return what each process has."
     found = [mine]*processes()[1]
     if len(found) > 1:
-        agree_on_pass()
         dist.all_gather_object(found, mine)
     return found
 
@@ -43,19 +42,16 @@ def all_reduce_gradients(weights:list,    # their `grad` is changed in place
     if processes()[1] == 1:
         return metrics
 
-    # one message for all gradients; a process without a micro-batch has none
+    # one message for all gradients; without a picture a vision tower has none
     grads = [torch.zeros_like(w) if w.grad is None else w.grad for w in weights]
     flat = torch.cat([grad.flatten() for grad in grads])
-    agree_on_pass()
     dist.all_reduce(flat)
     sizes = [w.numel() for w in weights]
     for weight, grad in zip(weights, flat.split(sizes), strict=True):
         weight.grad = grad.view_as(weight)
 
-    # metrics by name: a process without work brings none
     parts = all_gather(metrics)
-    names = dict.fromkeys(name for part in parts for name in part)
-    return {name: sum(part.get(name, 0.) for part in parts) for name in names}
+    return {name: sum(part[name] for part in parts) for name in metrics}
 
 # %% ../nbs/02b_parallel.ipynb #54b411b2
 def to_device(rollouts:Rollouts, device)->Rollouts:
@@ -63,6 +59,23 @@ def to_device(rollouts:Rollouts, device)->Rollouts:
     values = {f.name: getattr(rollouts, f.name) for f in fields(Rollouts)}
     tensors = {name: v.to(device) for name, v in values.items() if torch.is_tensor(v)}
     return replace(rollouts, **tensors)
+
+def gather_rollouts(mine:list,     # what this process sampled, slice by slice
+                    device)->Rollouts:
+    "Return what all processes have sampled as one, without problems and judge."
+    bare = [replace(to_device(ro, "cpu"), problems=[], judge=None) for ro in mine]
+    return to_device(stack(sum(all_gather(bare), [])), device)
+
+# %% ../nbs/02b_parallel.ipynb #7c1e0b42
+def padded(micros:list,         # lists of indices: the micro-batches of this process
+           mini:list,           # indices of all groups of the mini-batch
+           rows:Rollouts, adv:torch.Tensor,     # of the step
+          )->list:              # (micro-batch, its advantages)
+    "Return as many micro-batches as the process with most of them has, empty ones at the end."
+    parts = [(rows.groups(micro), adv[micro]) for micro in micros]
+    missing = max(all_gather(len(parts))) - len(parts)
+    group = rows.groups(mini[:1])
+    return parts + [(replace(group, mask=group.mask & False), adv[mini[:1]])]*missing
 
 # %% ../nbs/02b_parallel.ipynb #5e0d0a02
 def end_with(
@@ -77,68 +90,3 @@ def end_with(
             time.sleep(.5)
         os._exit(1)
     threading.Thread(target=watch, daemon=True).start()
-
-# %% ../nbs/02b_parallel.ipynb #98cd9501
-LAYERS = []     # of a base that is spread over the processes; empty where each has all of it
-NOTHING, FORWARD, BACKWARD = 0, 1, 2
-
-def agree_on_pass(mine:int=NOTHING):      # what this process is about to run
-    "Agree on what runs next; a process with nothing left to run only brings its parts."
-    while LAYERS:
-        device = next(LAYERS[0].parameters()).device
-        most = torch.tensor(mine, device=device)
-        dist.all_reduce(most, dist.ReduceOp.MAX)
-        if mine or not most:
-            return
-
-        # another process runs a pass: bring the parts of each layer in its order
-        for layer in LAYERS if most == FORWARD else LAYERS[::-1]:
-            layer.unshard()
-            layer.reshard()
-
-# %% ../nbs/02b_parallel.ipynb #5d1a70c2
-def shard_layers(policy:Policy,    # the same in each process, its base not quantised
-                 device=None,      # where to compute; default: where the policy is
-                ):
-    "Keep this process's part of each decoder layer; adapter, embeddings, tower, head stay whole."
-    if getattr(policy.model.config, "quantization_config", None):
-        raise ValueError("a quantised base is not spread over processes: it fits,"
-                         " so give each process all of it")
-    decoder = getattr(policy.core, "language_model", policy.core)
-    device = torch.device(device or policy.device)
-    fully_shard_decoder(decoder, device, set(policy.trainable))
-    policy.model.to(device)
-    policy.device = device
-    policy.no_chance = policy.no_chance.to(device)
-
-    # from now on each pass is agreed on, and the first one sets the layers up, all together
-    announce_passes(decoder)
-    LAYERS[:] = decoder.layers
-    token = torch.tensor([policy.eos_ids[:1]], device=device)
-    with torch.no_grad():
-        policy.core(input_ids=token, use_cache=False)
-
-# %% ../nbs/02b_parallel.ipynb #92b10042
-def fully_shard_decoder(decoder, device:torch.device, whole:set):     # parameters that stay whole
-    "Spread the layers of a decoder over the processes."
-    from torch.distributed.device_mesh import init_device_mesh
-    from torch.distributed.fsdp import fully_shard
-    mesh = init_device_mesh(device.type, (processes()[1],))
-    for layer in decoder.layers:
-        fully_shard(layer, mesh=mesh, ignored_params=whole)
-    everything = set(decoder.parameters())              # it only leads the layers
-    fully_shard(decoder, mesh=mesh, ignored_params=everything)
-
-    # never prefetch what a pass before left behind
-    befores = [*decoder.layers[:1], *decoder.layers[:-1]]
-    for before, layer in zip(befores, decoder.layers, strict=True):
-        layer.set_modules_to_backward_prefetch([before])
-
-def announce_passes(decoder):
-    "Have each forward and backward pass of a decoder agreed on before it runs."
-    def ahead(module, inputs, out):
-        hidden = out.last_hidden_state
-        if hidden.requires_grad:
-            hidden.register_hook(lambda grad: agree_on_pass(BACKWARD))
-    decoder.register_forward_pre_hook(lambda *_: agree_on_pass(FORWARD), prepend=True)
-    decoder.register_forward_hook(ahead)

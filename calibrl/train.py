@@ -17,11 +17,10 @@ import torch.nn.functional as F
 from .config import Config
 from .loss import OBJECTIVES, expert_gap, group_advantages
 from .methods import change_rows, refill
-from .parallel import (all_gather, all_reduce_gradients, local_slice, processes,
-                              to_device)
+from .parallel import (all_gather, all_reduce_gradients, gather_rollouts, local_slice,
+                              padded, processes)
 from .records import diagnosis, is_finite, propagate_nan, samples_to_read
-from .rollout import (Policy, Rollouts, ratio_floor, recompute_activations,
-                             rollout, stack)
+from .rollout import Policy, Rollouts, ratio_floor, recompute_activations, rollout
 from .selfcheck import mean_gap, own_group
 from .tasks import start_judge, verifier_stats, verify
 
@@ -64,8 +63,9 @@ def update(policy:Policy, optimizer,
 
     # gradients and metrics add up over micro-batches, and then over processes
     total = Counter()
-    for micro in micro_batches(rows, local_slice(mini), cfg.micro_tokens, policy.rows):
-        total.update(backward(policy, rows.groups(micro), adv[micro], whole, cfg))
+    micros = micro_batches(rows, local_slice(mini), cfg.micro_tokens, policy.rows)
+    for part, advantages in padded(micros, mini, rows, adv):
+        total.update(backward(policy, part, advantages, whole, cfg))
     total = all_reduce_gradients(policy.trainable, dict(total))
 
     # a broken gradient changes nothing, and is counted
@@ -193,9 +193,7 @@ def sample_step(policy:Policy,
                     cfg.max_new_tokens, seed + 715_827_881*start, judge) for start in starts]
 
     # each process gathers what all have sampled
-    mine = [replace(to_device(ro, "cpu"), problems=[], judge=None) for ro in mine]
-    ro = to_device(stack(sum(all_gather(mine), [])), policy.device)
-    return replace(ro, problems=problems, judge=judge)
+    return replace(gather_rollouts(mine, policy.device), problems=problems, judge=judge)
 
 # %% ../nbs/02_train.ipynb #bcde8491
 def check_agreement(policy:Policy,

@@ -1,5 +1,5 @@
-"""Several processes: killed together or one alone and gone on with, in other numbers, and with the
-layers of the base spread over them."""
+"""Several processes: killed together or one alone and gone on with, in other numbers, and with
+uneven work."""
 import json
 import os
 import shutil
@@ -13,7 +13,6 @@ from pathlib import Path
 import psutil
 import pytest
 import torch
-from torch.distributed.tensor import DTensor
 
 from calibrl import parallel as P
 from calibrl import train as T
@@ -22,7 +21,7 @@ from calibrl.files import read_jsonl
 from calibrl.geometry import problems
 from calibrl.rollout import Policy
 from calibrl.runs import checkpoints as C
-from calibrl.runs import loop, start
+from calibrl.runs import loop
 
 ROOT = Path(__file__).resolve().parent.parent
 ASSETS = ROOT/"calibrl/assets"
@@ -34,12 +33,12 @@ os.fsync = lambda fd: (time.sleep(0.25), fsync(fd))[1]
 """
 
 
-def launch(out, *more, config="ddp.yaml", path=()):
+def launch(out, *more, path=()):
     "Two processes of `calibrl train`, as the documentation launches them."
     env = {**os.environ, "OMP_NUM_THREADS": "1",
            "PYTHONPATH": os.pathsep.join(map(str, [*path, ROOT]))}
     argv = [sys.executable, "-m", "accelerate.commands.launch", "--config_file",
-            str(ASSETS/config), "--num_processes", "2", "--main_process_port", "0",
+            str(ASSETS/"ddp.yaml"), "--num_processes", "2", "--main_process_port", "0",
             "-m", "calibrl.cli", "train", *SMALL, "--out", str(out), *more]
     return subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
                             env=env)
@@ -58,7 +57,7 @@ def members(launcher):
     return found
 
 
-def done(p, seconds=120):
+def done(p, seconds=600):
     out, err = p.communicate(timeout=seconds)
     assert p.returncode == 0, err[-3000:]
     return out
@@ -201,64 +200,81 @@ def verdicts(monkeypatch):
 
 
 def of_kind(kind):
-    "Problems for a model; one without a picture among those with."
-    text_only = kind.startswith("qwen3/") or kind == "qwen2"
+    "Problems for a case; one without a picture among those with."
+    text_only = CASES[kind][0] == "qwen2"
     ps = problems(6, seed=1)
+    if kind == "one expert":
+        ps[1:] = [replace(p, expert=None) for p in ps[1:]]
     return [replace(p, images=()) if text_only or i == 1 else p for i, p in enumerate(ps)]
 
 
 # of 3 problems one process has 1, the other 2
 UNEVEN = T.Config(prompts=3, responses=3, mini_batches=1, steps=2, max_new_tokens=32,
                   sample_prompts=1, micro_tokens=1, lr=1e-3)
-CASES = {"qwen2_5_vl": {}, "qwen2": {"method": "grpo"}, "qwen3_vl": {"method": "luffy"},
-         "internvl": {"method": "calibrl_reference"}}
+CASES = {     # the model, and what differs
+    "see": ("qwen2_5_vl", {}),
+    "read": ("qwen2", {"method": "grpo", "reduce": "seq-mean-token-sum-norm"}),
+    "rows of experts": ("qwen3_vl", {"method": "luffy"}),
+    "live": ("qwen2", {"method": "calibrl_live", "reduce": "seq-mean-token-mean"}),
+    "reference": ("internvl", {"method": "calibrl_reference"}),
+    # one problem of six has an expert: in its step the other process has nothing to do
+    "one expert": ("qwen2", {"method": "sft"})}
 
 
-def spread_member(rank, store, folders, cases):
-    "One of two processes, each with its part of every layer."
+def member(rank, store, folders, cases):
+    "One of two processes; notes its rows, its adapter and how many backward passes it made."
     torch.set_num_threads(1)
     torch.distributed.init_process_group("gloo", init_method=f"file://{store}", rank=rank,
                                          world_size=2, timeout=timedelta(seconds=60))
     place = Path(store).parent
     with pytest.MonkeyPatch.context() as m:
         verdicts(m)
-        for kind, options in cases.items():
+        passes = counted(m)
+        for kind, (_, options) in cases.items():
+            passes.clear()
             policy = Policy.from_pretrained(folders[kind],
-                                            gradient_checkpointing=kind == "qwen2_5_vl")
-            P.shard_layers(policy)
+                                            gradient_checkpointing=kind == "see")
             rows = list(T.train(policy, of_kind(kind), replace(UNEVEN, **options)))
-            parts = [w for w in policy.model.parameters() if isinstance(w, DTensor)]
-            note = {"held": sum(w.to_local().numel() for w in parts),
-                    "of": sum(w.numel() for w in parts), "rows": without_clock(rows)}
+            note = {"rows": without_clock(rows), "passes": passes}
             (place/f"{kind}-{rank}.json").write_text(json.dumps(note))
             policy.save(place/f"{kind}-{rank}")
     P.all_gather(None)
     torch.distributed.destroy_process_group()
 
 
-def frozen_layers(policy):
-    "How many numbers the frozen decoder layers of a policy hold."
-    return sum(w.numel() for n, w in policy.model.named_parameters()
-               if ".layers." in n and "visual" not in n and "vision" not in n
-               and not w.requires_grad)
+def counted(m):
+    "Have the tokens that count in each backward pass noted in a list."
+    passes, backward = [], T.backward
+    def noting(policy, part, *rest):
+        passes.append(int(part.mask.sum()))
+        return backward(policy, part, *rest)
+    m.setattr(T, "backward", noting)
+    return passes
 
 
-def test_layers_spread_over_two_processes_train_as_one_whole(checkpoint, tmp_path, monkeypatch):
-    """Text-only and three that see; with uneven work, answers of unequal length, a problem without
-    a picture, recomputed activations, the methods that look at rows in other ways."""
-    folders = {kind: checkpoint(kind) for kind in CASES}
+def test_uneven_work_is_the_work_of_one(checkpoint, tmp_path, monkeypatch):
+    """Text-only and three that see; answers of unequal length, a problem without a picture,
+    recomputed activations, the methods that look at rows in other ways, and a process that has
+    nothing to do. Both make the same number of backward passes."""
+    folders = {kind: checkpoint(model) for kind, (model, _) in CASES.items()}
     unless_aborted(lambda n: torch.multiprocessing.start_processes(
-        spread_member, (str(tmp_path/f"store{n}"), folders, CASES), nprocs=2,
-        start_method="spawn"))
+        member, (str(tmp_path/f"store{n}"), folders, CASES), nprocs=2, start_method="spawn"))
     verdicts(monkeypatch)
-    for kind, options in CASES.items():
+    passes = counted(monkeypatch)
+    for kind, (_, options) in CASES.items():
+        passes.clear()
         policy = Policy.from_pretrained(folders[kind])
-        layers = frozen_layers(policy)
         alone = list(T.train(policy, of_kind(kind), replace(UNEVEN, **options)))
-        for rank in (0, 1):
-            part = json.loads((tmp_path/f"{kind}-{rank}.json").read_text())
-            assert part["of"] == layers and part["held"] <= .51*layers
-            close(alone, part["rows"])
+        notes = [json.loads((tmp_path/f"{kind}-{rank}.json").read_text()) for rank in (0, 1)]
+        for note in notes:
+            close(alone, note["rows"])
+
+        # what one has less is made up for with passes in which no token counts
+        first, second = (note["passes"] for note in notes)
+        assert len(first) == len(second) and 0 not in passes
+        assert sorted(filter(None, first + second)) == sorted(passes)
+        assert first.count(0) == 2 and 0 not in second
+        assert len(first) == (3 if kind == "one expert" else 4)
 
         # an adapter like any other
         saved = [Policy.from_pretrained(folders[kind], adapter=tmp_path/f"{kind}-{rank}").trainable
@@ -267,34 +283,13 @@ def test_layers_spread_over_two_processes_train_as_one_whole(checkpoint, tmp_pat
         assert sum(w.any() for w in saved[0]) == len(policy.trainable)
 
 
-NOTED = """import atexit, os, sys
-def note():
-    room = sys.modules.get("calibrl.parallel")
-    if room and room.LAYERS:
-        open(os.path.dirname(__file__) + "/spread-" + os.environ["RANK"], "w").close()
-atexit.register(note)
-"""
-
-
-def test_the_launcher_asks_for_it(straight, tmp_path):
-    "`fsdp.yaml` instead of `ddp.yaml`, and the run is the same."
-    (tmp_path/"sitecustomize.py").write_text(NOTED)
+@pytest.mark.parametrize("asked, what", [
+    ("ACCELERATE_USE_FSDP", "FSDP"), ("ACCELERATE_USE_DEEPSPEED", "DeepSpeed")])
+def test_a_base_is_not_sharded_here(asked, what, tmp_path, monkeypatch, capsys):
+    "One line, before anything is loaded or made, names the engine that does it."
+    monkeypatch.setenv(asked, "true")
     out = tmp_path/"run"
-    unless_aborted(lambda _: done(launch(out, config="fsdp.yaml", path=[tmp_path])))
-    assert {f.name for f in tmp_path.glob("spread-*")} == {"spread-0", "spread-1"}     # both did it
-    close(figures(straight), figures(out))
-
-
-@pytest.mark.parametrize("argv, word", [
-    (["--bits", "4"], "--bits 4 and FSDP do not go together"),
-    ([], "loading with torch.float32 on cpu")])
-def test_a_quantised_base_is_not_spread(argv, word, tmp_path, monkeypatch, capsys):
-    def loading(*_, **options):
-        raise RuntimeError(f"loading with {options['dtype']} on {options['device']}")
-
-    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    monkeypatch.setattr(start, "join_processes", lambda: None)
-    monkeypatch.setattr(Policy, "from_pretrained", loading)
-    assert main(["train", *SMALL, *argv, "--out", str(tmp_path/"run")]) == 2
-    assert word in capsys.readouterr().err
+    assert main(["train", *SMALL, "--out", str(out)]) == 2
+    said, = capsys.readouterr().err.splitlines()
+    assert said.startswith(f"calibrl train: {what} is configured") and "--engine trl" in said
+    assert "pages/scale" in said and not out.exists()

@@ -59,8 +59,8 @@ LEFT_OUT = {
         "sample_plainly", "plain_logps", "logit_logps", "attend_by", "laid_out", "with_sink",
         "attend_windows"],
     "other methods than GRPO and CalibRL": ["refill"],
-    "several processes": ["all_gather", "all_reduce_gradients", "local_slice", "processes",
-                          "to_device"]}
+    "several processes": ["all_gather", "all_reduce_gradients", "gather_rollouts", "local_slice",
+                          "padded", "processes"]}
 BESIDE = "what stands behind `score`: the verifier of `calibrl.tasks`, far longer than the step"
 
 # Classes whose methods are counted one by one: the step needs only some of them.

@@ -39,16 +39,15 @@ def leave_processes():
         dist.destroy_process_group()
 
 # %% ../../nbs/runs/launch.ipynb #28f122f1
-def sharded_dtype(bits):     # 4, 8 or None
-    "Return the dtype of a base that FSDP is to spread; None where each process has all of it."
-    asked = os.environ.get("ACCELERATE_USE_FSDP", "").lower() == "true"
-    if not asked or launched() < 2:
-        return None
-    if bits:
-        raise ValueError(f"--bits {bits} and FSDP do not go together: a quantised base fits, so"
-                         " give each process all of it (ddp.yaml instead of fsdp.yaml),"
-                         " or leave --bits out")
-    return torch.bfloat16 if torch.cuda.is_available() else torch.float32
+SHARDING = {"ACCELERATE_USE_FSDP": "FSDP", "ACCELERATE_USE_DEEPSPEED": "DeepSpeed"}
+
+def refuse_sharding():
+    "Raise ValueError where the launcher is configured to shard the base."
+    for name, what in SHARDING.items():
+        if os.environ.get(name, "").lower() == "true":
+            raise ValueError(f"{what} is configured, but this engine gives each process the whole"
+                             " base: add --engine trl (see the page 'Which engine when',"
+                             " pages/scale), or launch with ddp.yaml")
 
 def lost_partner(e:Exception)->bool:
     "Return whether an error comes from the connection between processes."

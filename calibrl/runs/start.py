@@ -13,12 +13,12 @@ from pathlib import Path
 from ..config import Config, save_config
 from ..eval import data_hash
 from ..files import write_atomic, write_jsonl
-from ..parallel import all_gather, processes, shard_layers
-from ..rollout import Policy, recomputes
+from ..parallel import all_gather, processes
+from ..rollout import Policy
 from .checkpoints import checkpoints
 from .fit import check_fit
 from .folder import RunSpec, claim_run, leave, other_options, read_run, run_notes
-from .launch import join_processes, leave_processes, lost_partner, sharded_dtype
+from .launch import join_processes, leave_processes, lost_partner, refuse_sharding
 from .loop import run_in_folder
 from .report import finish
 from .sources import (OF_A_FILE, adapter_folder, check_same, drawn_problems,
@@ -43,9 +43,9 @@ class Run:
         noted = {} if self.state == "new" else run_notes(self.out)
         return training_problems(self.cfg, self.spec, model, noted)
 
-    def policy(self, model, device=None, dtype=None)->Policy:
-        "Return the policy to train; with a `dtype` its layers are spread over the processes."
-        return load_policy(self.cfg, self.spec, model, device, dtype)
+    def policy(self, model, device=None)->Policy:
+        "Return the policy to train."
+        return load_policy(self.cfg, self.spec, model, device)
 
     def note(self, problems:list, policy:Policy, held=None, judge=verify):
         "Note in the folder what the run is made from, or compare with what stands there."
@@ -95,19 +95,14 @@ def training_problems(cfg:Config, spec:RunSpec, model,
                          " --data, without it the embedded world is drawn")
     return drawn_problems(cfg.seed, drawn_count(cfg, spec, dict(noted)))
 
-def load_policy(cfg:Config, spec:RunSpec, model, device=None, dtype=None)->Policy:
-    "Return the policy of a run; with a `dtype` its layers are spread over the processes."
+def load_policy(cfg:Config, spec:RunSpec, model, device=None)->Policy:
+    "Return the policy of a run."
     adapter = spec.adapter and adapter_folder(spec.adapter)
-    recompute = cfg.gradient_checkpointing
-    if dtype:
-        recompute = recomputes(recompute, device or "cpu")
     policy = Policy.from_pretrained(
         model, bits=spec.bits, lora_rank=spec.lora_rank, adapter=adapter, seed=cfg.seed,
-        device="cpu" if dtype else device, dtype=dtype, gradient_checkpointing=recompute,
-        rows=cfg.rows, train_vision=cfg.train_vision)
+        device=device, gradient_checkpointing=cfg.gradient_checkpointing, rows=cfg.rows,
+        train_vision=cfg.train_vision)
     policy.set_prompts(**prompt_options(cfg))
-    if dtype:
-        shard_layers(policy, device)
     return policy
 
 # %% ../../nbs/runs/start.ipynb #9d2f0c15
@@ -190,7 +185,7 @@ def train_or_say(run:Run, policy:Policy, problems:list, tracker, held, judge):
                            f" stops; {kept}: give the same command again ({why})") from None
 
 # %% ../../nbs/runs/start.ipynb #9d2f0c10
-def train_run(run:Run, device, dtype, tracker,
+def train_run(run:Run, device, tracker,
               memory_check=True,     # ask first whether it fits
              ):
     "Load what a run is made from, train, report."
@@ -198,9 +193,9 @@ def train_run(run:Run, device, dtype, tracker,
     problems = run.problems(model)
     held = validation_problems(run.spec, problems, model, **prompt_options(run.cfg))
     judge = own_judge(run.spec.reward, problems)
-    if memory_check and not dtype and run.spec.engine is None:      # only our engine is planned
+    if memory_check and run.spec.engine is None:      # only our engine is planned
         check_fit(run.cfg, run.spec, model, problems, device)
-    policy = run.policy(model, device, dtype)
+    policy = run.policy(model, device)
     drop_experts(policy, problems, run.spec.on_bad)
 
     # the others wait until the first has compared what it is made from
@@ -217,17 +212,18 @@ def start(out, cfg:Config, spec:RunSpec,
          ):
     "Find the run folder, load what is needed, train, report."
     check_val(spec)
-    if spec.engine is not None:
+    if spec.engine is None:
+        refuse_sharding()
+    else:
         from calibrl.trl import classes
         classes()      # or an error that says what to install
     device = join_processes()
-    dtype = sharded_dtype(spec.bits)
     with open_run(out, cfg, spec) as run:
         if run.state == "finished":
             print(f"{run.out} is finished: {run.cfg.steps} steps; nothing to do. More --steps go on"
                   f" with it. To look at: {run.out/'report.html'}")
         else:
-            train_run(run, device, dtype, tracker, memory_check)
+            train_run(run, device, tracker, memory_check)
     leave_processes()
 
 # %% ../../nbs/runs/start.ipynb #b04934b1
