@@ -92,9 +92,17 @@ def train(
     clip_high:float=None,    # how far it may rise (default: as the method)
     dual_clip:float=None,    # bound on a ratio whose advantage is negative (default: as the method)
     weigh_by_adv:bool=None,  # multiply CalibRL's term by the advantage's size (default: yes)
-    expert_weight:float=None,    # of an expert's token against an own one, in grpo_sft (default: 1)
+    # of an expert's token against an own one, where experts are imitated (default: 1)
+    expert_weight:float=None,
     # of a negative advantage against a positive one, on the policy's own answers (default: 1)
     neg_weight:float=None,
+    verified:bool=None,      # imitate only experts that the verifier accepts (default: no)
+    # the expert's share of the loss at the beginning, in chord (default: as the method)
+    mu:float=None,
+    mu_end:float=None,       # what it falls to (default: as the method)
+    mu_steps:int=None,       # in so many steps; 0: all of the run (default: as the method)
+    cov_share:float=None,    # of tokens that are held, in kl_cov (default: as the method)
+    cov_weight:float=None,   # of the penalty that holds them (default: as the method)
     prune:float=None,        # share of each group left out, in cppo (default: as the method)
     tries:int=None,          # draws of a step until groups differ, in dapo (default: as the method)
     overlong:float=None,     # share of the length that is penalised (default: as the method)

@@ -26,6 +26,7 @@ from calibrl.eval import evaluate, pass_at_k
 from calibrl.eval.hashes import changes, data_hash, files_hash, identity
 from calibrl.eval.stats import mean, seeds_interval as interval
 from calibrl.files import make_folder, read_jsonl, read_object, write_atomic
+from calibrl.config import readers
 from calibrl.train import Config, end_with, train
 
 # %% ../nbs/04_compare.ipynb #b476e769
@@ -48,6 +49,15 @@ def parse_bool(text:str)->bool:
     if text not in ("true", "false"):
         raise ValueError(f"{text!r} is neither true nor false")
     return text == "true"
+
+def phase_options(methods:list, options:dict)->dict:    # method -> options
+    "Return what each phase is told: an option that another phase reads is no mistake in this one."
+    told = {}
+    for method in methods:
+        foreign = {name for name in options
+                   if method not in readers(name) and set(methods) & set(readers(name))}
+        told[method] = {k: v for k, v in options.items() if k not in foreign}
+    return told
 
 # %% ../nbs/04_compare.ipynb #3b0e8219
 def option_value(name:str, text:str, spec:str):
@@ -75,10 +85,11 @@ def variant(
         known = ", ".join(EXPERTS)
         raise ValueError(f"methods: experts={experts} in {spec!r} is unknown, choose from {known}")
 
-    # a phase without a step is left out
+    # a phase without a step is left out, and told what it reads
     shares = PHASES.get(name, ((name, 1.),))
     phases = [(objective, round(share*cfg.steps)) for objective, share in shares]
-    return [replace(cfg, **{"method": method, "steps": steps} | options)
+    told = phase_options([method for method, _ in phases], options)
+    return [replace(cfg, **{"method": method, "steps": steps} | told[method])
             for method, steps in phases if steps], experts
 
 # %% ../nbs/04_compare.ipynb #3912c108

@@ -22,10 +22,14 @@ RANGES = {                   # the least and the most of a number, both allowed
     "mini_batches": (1, 10**5),
     "max_new_tokens": (1, 10**6), "lora_rank": (1, 2**16), "k": (1, 10**4),
     "image_tokens": (0, 10**6), "clip_low": (0, 1), "temperature": (0.05, 10),
-    "warmup": (0, 10**7), "law_every": (0, 10**7)}
+    "warmup": (0, 10**7), "mu": (0, 1), "mu_end": (0, 1), "mu_steps": (0, 10**7),
+    "cov_share": (0, 1), "law_every": (0, 10**7)}
 ABOVE = {"dual_clip": 1, "max_grad_norm": 0}         # numbers that must be above
 BELOW = {"prune": 1, "overlong": 1}                  # numbers that must be below
 EVERYWHERE = ("max_new_tokens",)      # a loss may take it, and sampling always does
+USUAL = dict(                # what an option is that a method does not define
+    reduce="token-mean", clip_low=0.2, clip_high=0.2, dual_clip=3.0, prune=0.0, tries=1,
+    overlong=0.0, mu=0.0, mu_end=0.0, mu_steps=0, cov_share=0.0, cov_weight=1.0)
 
 def has_kind(value, *kinds)->bool:
     "Return whether a value is of some kinds; a truth value is no number."
@@ -63,7 +67,7 @@ def check_read(cfg):
     "Raise ValueError for an option that was given to a method that does not read it."
     for field in fields(cfg):
         read_by = readers(field.name) if field.name not in EVERYWHERE else []
-        given = getattr(cfg, field.name) != field.default
+        given = getattr(cfg, field.name) not in (field.default, USUAL.get(field.name))
         if given and read_by and cfg.method not in read_by:
             raise ValueError(f"{field.name}: the method {cfg.method} does not read it; those that"
                              f" do are {', '.join(read_by)}")
@@ -114,10 +118,18 @@ class Config:
     clip_high: float | None = None    # the same [C: 0.2; DAPO: 0.28]
     dual_clip: float | None = None    # the same [C: 3]
     weigh_by_adv: bool = True     # multiply CalibRL's term by |advantage| [P: an ablation does not]
-    expert_weight: float = 1.0    # of an expert's token against an own one, in "grpo_sft"; ours
+    # of an expert's token against an own one, where experts are imitated; ours
+    expert_weight: float = 1.0
     # of a negative advantage of the policy's own against a positive one; ours. In EntroPIC it is
     # what holds entropy; W-REINFORCE weighs positives with 0.1, which is the same ratio as 10
     neg_weight: float = 1.0
+    verified: bool = False        # imitate only experts that the verifier accepts; ours
+    # the expert's share of the loss at the beginning [CHORD-mu: 0.9; CHORD-phi: 0.1]
+    mu: float | None = None
+    mu_end: float | None = None   # what it falls to, by half a cosine [CHORD-mu: 0.05]
+    mu_steps: int | None = None   # in so many steps; 0: all of the run [CHORD-mu: 200]
+    cov_share: float | None = None     # of tokens that are held [KL-Cov in verl: 0.0002]
+    cov_weight: float | None = None    # of the penalty that holds them [KL-Cov in verl: 1]
 
     # which rows an update sees
 
@@ -179,9 +191,6 @@ class Config:
         return resolve(self)
 
 # %% ../nbs/02a_config.ipynb #399a6047
-USUAL = dict(reduce="token-mean", clip_low=0.2, clip_high=0.2, dual_clip=3.0,
-             prune=0.0, tries=1, overlong=0.0)
-
 def resolve(cfg:Config)->Config:
     "Return a configuration with every None filled in, as its method defines it."
     objective = OBJECTIVES[cfg.method]

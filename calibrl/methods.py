@@ -6,6 +6,7 @@
 __all__ = []
 
 # %% ../nbs/02c_methods.ipynb #e1fa3731
+import math
 from dataclasses import replace
 
 import torch
@@ -82,6 +83,72 @@ def against_reference(policy:Policy, ro:Rollouts, adv:torch.Tensor, cfg:Config)-
     everywhere = ro.has_expert | True
     return replace(ro, expert_logp=logp, expert_mask=ro.mask, has_expert=everywhere), adv
 
+# %% ../nbs/02c_methods.ipynb #9643ffad
+def expert_by_share(policy:Policy, ro:Rollouts, adv:torch.Tensor, cfg:Config)->tuple:
+    "Return groups with the expert's row; own rows count 1 - mu together, the experts' mu (CHORD)."
+    ro = with_experts(policy, ro)
+    theirs = ro.from_expert.view(len(ro.problems), ro.n)
+    counts = ro.mask.sum(1) if cfg.reduce == "token-mean" else ro.mask.any(1).long()
+    counts = counts.view(theirs.shape)
+    every = counts.sum() if cfg.reduce == "token-mean" else theirs.numel()
+    own = (1 - cfg.mu)*every/counts[~theirs].sum().clamp(min=1)
+    expert = cfg.mu*every/counts[theirs].sum().clamp(min=1)
+    return ro, torch.cat([adv*own, torch.ones_like(adv[:, :1])*expert], 1)
+
+def falling(start:float, end:float, steps:int, step:int)->float:     # step from 1
+    "Return a value on its way from start to end, by half a cosine (CHORD: arXiv 2508.11408)."
+    done = min(1., (step - 1)/max(1, steps))
+    return end + (start - end)*(1 + math.cos(math.pi*done))/2
+
+def at_step(cfg:Config, step:int)->Config:     # step from 1
+    "Return the configuration of one step: mu has the value that it has then."
+    full = cfg.resolved()
+    if not full.mu:
+        return cfg
+    return replace(cfg, mu=falling(full.mu, full.mu_end, full.mu_steps or full.steps, step))
+
+# %% ../nbs/02c_methods.ipynb #26ea55a7
+def without(ro:Rollouts, gone:torch.Tensor)->Rollouts:     # (rows,) True: nothing is left of it
+    "Return rollouts in which some rows hold no token."
+    kept = ~gone
+    responses = [r if keep else [] for r, keep in zip(ro.responses, kept.tolist(), strict=True)]
+    return replace(ro, responses=responses, mask=ro.mask & kept[:, None],
+                   has_expert=ro.has_expert & kept)
+
+def expert_or_own(policy:Policy, ro:Rollouts, adv:torch.Tensor, cfg:Config)->tuple:
+    "Return a group's expert alone where nobody is right, else its own rows alone (HPT)."
+    unsolved = ~ro.correct.view(-1, ro.n).any(1)
+    own = ro.n
+    ro, adv = expert_apart(policy, ro, adv, cfg)
+    imitate = (unsolved & has_expert_row(ro))[:, None]
+    gone = torch.cat([imitate.expand(-1, own), ~imitate], 1)
+    return without(ro, gone.flatten()), adv
+
+def by_entropy(policy:Policy, ro:Rollouts, adv:torch.Tensor, cfg:Config)->tuple:
+    "Return groups with the expert's row, both weighed by the policy's entropy (SRFT)."
+    H = ro.entropy[ro.mask].mean()
+    own = torch.where(ro.correct, .1*H.exp(), -1.).view(adv.shape)
+    ro, adv = expert_in(policy, ro, adv, cfg)
+    weight = torch.where(ro.from_expert, .5*(-H).exp(), 0.)
+    return replace(ro, extra={"sft_weight": weight}), torch.cat([own, adv[:, -1:]], 1)
+
+# %% ../nbs/02c_methods.ipynb #f7faa3c3
+def hold_likely(policy:Policy, ro:Rollouts, adv:torch.Tensor, cfg:Config)->tuple:
+    "Return the same rows, tokens with both a high advantage and log-prob marked (KL-Cov)."
+    A = adv.flatten()[:, None].expand_as(ro.mask)[ro.mask]
+    logp = ro.old_logp[ro.mask]
+    together = (A - A.mean())*(logp - logp.mean())
+    largest = together.topk(max(1, int(cfg.cov_share*len(A)))).indices
+    chosen = torch.zeros_like(A, dtype=torch.bool).index_fill(0, largest, True)
+    marked = torch.zeros_like(ro.mask).masked_scatter(ro.mask, chosen)
+    return replace(ro, extra={"marked": marked}), adv
+
+def by_successes(policy:Policy, ro:Rollouts, adv:torch.Tensor, cfg:Config)->tuple:
+    "Return the same rows; advantages are verdicts less their mean, divided by it (MaxRL)."
+    right = ro.correct.view(adv.shape).float()
+    mean = right.mean(1, keepdim=True)
+    return ro, torch.where(mean > 0, (right - mean)/mean.clamp(min=1e-9), 0.)
+
 # %% ../nbs/02c_methods.ipynb #059478be
 ROWS = {     # method -> function
     "dapo": penalize_overlong,
@@ -93,6 +160,12 @@ ROWS = {     # method -> function
     "luffy_calibrl": expert_apart,
     "calibrl_live": expert_apart,
     "sft": expert_only,
+    "chord": expert_by_share,
+    "chord_phi": expert_by_share,
+    "hpt": expert_or_own,
+    "srft": by_entropy,
+    "kl_cov": hold_likely,
+    "maxrl": by_successes,
     "calibrl_reference": against_reference}
 
 # %% ../nbs/02c_methods.ipynb #d5fb0e0c
@@ -104,12 +177,24 @@ def weigh_negatives(ro:Rollouts,
     own = ~ro.from_expert.view(adv.shape)
     return torch.where(own & (adv < 0), weight*adv, adv)
 
+def only_verified(policy:Policy, ro:Rollouts)->Rollouts:
+    "Return rollouts in which no problem has an expert that the verifier rejects."
+    right = expert_rows(policy, ro).correct
+    rows = right.repeat_interleave(ro.n)
+    problems = [p if ok else replace(p, expert=None)
+                for p, ok in zip(ro.problems, right.tolist(), strict=True)]
+    return replace(ro, problems=problems, has_expert=ro.has_expert & rows,
+                   expert_mask=ro.expert_mask & rows[:, None],
+                   expert_logp=torch.where(rows[:, None], ro.expert_logp, 0.))
+
 def change_rows(policy:Policy,
                 ro:Rollouts,             # sampled groups
                 adv:torch.Tensor,        # (groups, n) their advantages
                 cfg:Config,              # resolved
                )->tuple:                 # rollouts of an update, advantages (groups, rows of each)
     "Return what an update is made of, as the method and `neg_weight` have it."
+    if cfg.verified:
+        ro = only_verified(policy, ro)
     if cfg.method in ROWS:
         ro, adv = ROWS[cfg.method](policy, ro, adv, cfg)
     return ro, weigh_negatives(ro, adv, cfg.neg_weight)

@@ -7,7 +7,7 @@ __all__ = ['Rollouts', 'rollout']
 
 # %% ../nbs/01_rollout.ipynb #e91b1918
 from contextlib import nullcontext
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Callable
 
 import torch
@@ -46,14 +46,14 @@ class Rollouts:
     from_expert: torch.Tensor    # (rows,) bool: the expert's own answer, from `with_experts`
     prompt_tokens: list          # rows lengths of the prompts
     judge: Callable = verify     # (texts, problems) -> scores: who judged, and judges experts
+    extra: dict = field(default_factory=dict)    # more by row, for the loss of a method that asks
 
     @classmethod
     def from_scores(cls, scores:list, **known):    # rows verdicts, all other fields
         "Return rollouts whose rewards and verdicts are those of the scores."
         new = known["mask"].new_tensor                    # on its device, booleans by default
-        rewards = new([s.total for s in scores], dtype=torch.float)
-        correct = new([s.correct for s in scores])
-        return cls(scores=scores, rewards=rewards, correct=correct, **known)
+        total = new([s.total for s in scores], dtype=torch.float)
+        return cls(scores=scores, rewards=total, correct=new([s.correct for s in scores]), **known)
 
     @property
     def grouped(self)->list:
@@ -68,13 +68,14 @@ class Rollouts:
     def pick(self, rows:list, problems:list, n:int):
         "Return some rows, which make groups of n for some problems."
         chosen = {name: pick_rows(getattr(self, name), rows) for name in row_fields()}
-        return replace(self, problems=problems, n=n, **chosen)
+        extra = {name: pick_rows(value, rows) for name, value in self.extra.items()}
+        return replace(self, problems=problems, n=n, extra=extra, **chosen)
 
 # %% ../nbs/01_rollout.ipynb #fcc5e311
 def row_fields()->list:
     "Return the names of what `Rollouts` has of each row."
     names = [field.name for field in fields(Rollouts)]
-    return [name for name in names if name not in ("problems", "n", "judge")]
+    return [name for name in names if name not in ("problems", "n", "judge", "extra")]
 
 def pick_rows(values, rows:list):    # a tensor or a list, indices
     "Return some rows of a tensor or a list."

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 
 from .config import Config
 from .loss import OBJECTIVES, expert_gap, group_advantages
-from .methods import change_rows, refill
+from .methods import at_step, change_rows, refill
 from .parallel import (all_gather, all_reduce_gradients, gather_rollouts, local_slice,
                               padded, processes)
 from .records import diagnosis, is_finite, propagate_nan, samples_to_read
@@ -94,7 +94,7 @@ def backward(policy:Policy,
     loss, metrics = propagate_nan(objective)(
         logp, part.old_logp, part.expert_logp, adv.flatten(), part.correct, part.mask,
         has_expert=part.has_expert, expert_mask=part.expert_mask, from_expert=part.from_expert,
-        **settings)
+        **part.extra, **settings)
     share = loss_share(part.mask, whole.mask, cfg.reduce)
     error = (logp.detach() - part.old_logp)[part.mask].expm1().abs().sum()/whole.mask.sum()
     (loss*share).backward()
@@ -281,7 +281,7 @@ def train(policy:Policy,      # its adapter is trained in place
     broken = [bool(row["skipped_updates"]) for row in done]
     for step in range(len(done) + 1, cfg.steps + 1):
         set_rate(optimizer, rate_share(cfg, step))
-        row = one_step(policy, optimizer, stream, cfg, step, judge)
+        row = one_step(policy, optimizer, stream, at_step(cfg, step), step, judge)
         yield row
 
         # broken numbers that stay end a run

@@ -14,10 +14,12 @@ from calibrl.loss import OBJECTIVES, group_advantages
 from calibrl.loss.rivals import EXPERT_TOKENS, OFF, hybrid_loss
 from calibrl.rollout import Policy, expert_rows, rollout, stack, with_experts
 from calibrl.tasks import Problem
+from calibrl.methods import at_step
 from calibrl.train import ROWS, Config, overlong_penalty, refill, train, train_step
 
-REQUIRED = {"grpo", "dr_grpo", "dapo", "gspo", "cppo", "luffy", "rl_plus", "calibrl", "sft",
-            "grpo_sft", "luffy_calibrl", "calibrl_dr_grpo", "calibrl_gspo", "calibrl_cppo"}
+REQUIRED = {"chord", "chord_phi", "hpt", "srft", "cispo", "kl_cov", "maxrl", "grpo", "dr_grpo",
+            "dapo", "gspo", "cppo", "luffy", "rl_plus", "calibrl", "sft", "grpo_sft",
+            "luffy_calibrl", "calibrl_dr_grpo", "calibrl_gspo", "calibrl_cppo"}
 B, n, LIMIT = 4, 4, 48
 right = torch.tensor([[1, 0, 0, 0], [1, 1, 0, 0], [0, 0, 0, 0], [1, 1, 1, 0]]).bool()
 
@@ -96,13 +98,13 @@ def own_term(lp, a, method):
 
 
 def expert_term(lp, a, method):
-    "Return the losses of an expert row's tokens."
+    "Return the losses of an expert row's tokens, each of weight 2 where there is a weight."
     p = lp.exp()
     q = p.detach()
     if method in ("luffy", "luffy_calibrl"):
-        return -a*p/(p + .1)
+        return -2.*a*p/(p + .1)
     if method == "rl_plus":
-        return -a*(1 - q)**.5*2*p/(q + .5*(q + 1))
+        return -2.*a*(1 - q)**.5*2*p/(q + .5*(q + 1))
     return -lp if method == "sft" else -2.*lp
 
 
@@ -150,8 +152,133 @@ def test_one_update_follows_the_published_formula(tiny, ro, method):
     assert m["first_ratio_error"] < 1e-4 and math.isfinite(m["loss"])
 
 
-SPLIT = ["dr_grpo", "dapo", "gspo", "cppo", "luffy", "rl_plus", "luffy_calibrl", "grpo_sft", "sft",
-         "calibrl_dr_grpo", "calibrl_gspo", "calibrl_cppo", "calibrl_reference", "calibrl_live"]
+# ---- methods that weigh own and expert rows against each other, each written out with loops
+def own_rows(ro, own, weight_of):
+    "Return minus weight times log-prob for each own row's tokens; no weight: not in the update."
+    rows = []
+    for g in range(B):
+        for i in range(n):
+            weight = weight_of(g, i)
+            if weight is not None:
+                lp = own.logp[g*n + i][own.mask[g*n + i]]
+                rows.append(-weight*lp)
+    return rows
+
+
+def written_out(tiny, ro, method):
+    "Return the gradient of one update from the published definition."
+    policy = Policy.from_pretrained(tiny, bits=4)
+    own = policy.logps(ro.problems, ro.grouped)
+    theirs = policy.logps(ro.problems[:3], [p.expert for p in ro.problems[:3]])
+    experts = [theirs.logp[g][theirs.mask[g]] for g in range(3)]
+    R, right = ro.rewards.view(B, n), ro.correct.view(B, n)
+    every = torch.cat([ro.entropy[i][ro.mask[i]] for i in range(B*n)])
+    H = float(every.sum())/len(every)
+
+    def grpo(g, i):
+        return 0. if R[g].std() < 1e-4 else float((R[g, i] - R[g].mean())/(R[g].std() + 1e-6))
+
+    def plain(g, i):
+        return None if not right[g].any() else float(R[g, i] - R[g].mean())
+
+    def unlikely(g, i):
+        share = float(right[g].float().mean())
+        return (float(right[g, i]) - share)/share if share else 0.
+
+    def signed(g, i):
+        return .1*math.exp(H) if right[g, i] else -1.
+
+    if method in ("chord", "chord_phi"):
+        mu = .9 if method == "chord" else .1
+        phi = [lp.detach().exp() for lp in experts]
+        phi = [q*(1 - q) if method == "chord_phi" else q*0 + 1 for q in phi]
+        taught = torch.cat([-w*lp for w, lp in zip(phi, experts, strict=True)]).mean()
+        loss = (1 - mu)*torch.cat(own_rows(ro, own, grpo)).mean() + mu*taught
+    elif method == "hpt":
+        loss = torch.cat([*own_rows(ro, own, plain), -2.*experts[2]]).mean()
+    elif method == "srft":
+        taught = []
+        for g, lp in enumerate(experts):
+            A = 1.1 - (float(R[g].sum()) + 1.1)/(n + 1)
+            taught.append(2.*(-A*lp.exp() - .5*math.exp(-H)*lp))
+        loss = torch.cat([*own_rows(ro, own, signed), *taught]).mean()
+    else:
+        loss = torch.cat(own_rows(ro, own, unlikely if method == "maxrl" else grpo)).mean()
+    return torch.cat([part.flatten() for part in torch.autograd.grad(loss, policy.trainable)])
+
+
+@pytest.mark.parametrize("method", ["chord", "chord_phi", "hpt", "srft", "cispo", "kl_cov",
+                                    "maxrl"])
+def test_what_weighs_experts_or_tokens_follows_its_definition(tiny, ro, method):
+    options = {"expert_weight": 2.} if "expert_weight" in OBJECTIVES[method].takes else {}
+    got, m = step(tiny, ro, method, **options)
+    want = written_out(tiny, ro, method)
+    assert want.norm() > 0 and (got - want).norm() < 1e-4*want.norm()
+    assert m["first_ratio_error"] < 1e-4 and math.isfinite(m["loss"])
+
+
+def test_kl_cov_marks_the_tokens_with_the_largest_product(ro):
+    adv = group_advantages(ro.rewards.view(B, n))
+    rows, _ = ROWS["kl_cov"](None, ro, adv, settled("kl_cov", cov_share=.05))
+    tokens = [(i, t) for i in range(B*n) for t in range(int(ro.mask[i].sum()))]
+    A = [float(adv.flatten()[i]) for i, t in tokens]
+    lp = [float(ro.old_logp[i, t]) for i, t in tokens]
+    mean_A, mean_lp = sum(A)/len(A), sum(lp)/len(lp)
+    product = [(a - mean_A)*(b - mean_lp) for a, b in zip(A, lp, strict=True)]
+    count = int(.05*len(tokens))
+    largest = sorted(range(len(tokens)), key=lambda k: -product[k])[:count]
+    found = {tuple(place) for place in rows.extra["marked"].nonzero().tolist()}
+    smallest = min(product[k] for k in largest)
+    assert len(found) == count > 3
+    assert all(product[tokens.index(place)] >= smallest - 1e-6 for place in found)
+
+    # In a larger model there may be fewer: at least one token is held.
+    rows, _ = ROWS["kl_cov"](None, ro, adv, settled("kl_cov"))
+    assert rows.extra["marked"].sum() == 1 and not rows.groups([0, 1]).extra["marked"].all()
+
+
+def test_what_is_held_goes_less_far(tiny, ro):
+    "After two updates the held tokens have moved less than without the penalty."
+    def moved(weight):
+        policy = Policy.from_pretrained(tiny, bits=4)
+        cfg = Config(method="kl_cov", prompts=B, responses=n, mini_batches=2, max_grad_norm=1e9,
+                     cov_share=.2, cov_weight=weight, max_new_tokens=LIMIT)
+        whole = ro.groups([0, 1, 0, 1])
+        adv = group_advantages(whole.rewards.view(B, n), True)
+        marked = ROWS["kl_cov"](None, whole, adv, cfg.resolved())[0].extra["marked"]
+        train_step(policy, torch.optim.SGD(policy.trainable, lr=.5), whole, cfg)
+        with torch.no_grad():
+            now = policy.logps(whole.problems, whole.grouped).logp
+        marked = marked[:, :now.shape[1]]
+        return float((now - whole.old_logp[:, :now.shape[1]])[marked].abs().mean())
+
+    free, held = moved(0.), moved(5.)
+    assert held < .95*free
+
+
+def test_only_what_the_verifier_accepts_is_imitated(tiny, ro):
+    lies = replace(ro, problems=[replace(p, answer="-1") for p in ro.problems])
+    alone = step(tiny, ro, "grpo")[0]
+    verified = step(tiny, lies, "grpo_sft", verified=True)[0]
+    assert (verified - alone).norm() < 1e-4*alone.norm()
+    assert (step(tiny, lies, "grpo_sft")[0] - alone).norm() > .1*alone.norm()
+
+    # True ones stay.
+    believed = step(tiny, ro, "grpo_sft", verified=True)[0]
+    assert torch.equal(believed, step(tiny, ro, "grpo_sft")[0])
+
+
+def test_the_experts_share_falls_with_the_steps(tiny):
+    cfg = Config(method="chord", mu_steps=4, steps=8)
+    shares = [at_step(cfg, k).mu for k in range(1, 9)]
+    assert shares[0] == .9 and shares[4:] == [pytest.approx(.05)]*4
+    assert shares == sorted(shares, reverse=True)
+    assert at_step(replace(cfg, mu_steps=0), 9).mu == pytest.approx(.05)
+
+
+SPLIT = ["chord", "hpt", "srft", "kl_cov", "dr_grpo", "dapo", "gspo", "cppo", "luffy", "rl_plus",
+         "luffy_calibrl", "grpo_sft", "sft", "calibrl_dr_grpo", "calibrl_gspo", "calibrl_cppo",
+         "calibrl_reference", "calibrl_live"]
 
 
 @pytest.mark.parametrize("method", SPLIT)
@@ -303,7 +430,8 @@ def test_overlong_penalty():
     assert overlong_penalty([50], 50, 0.).tolist() == [0.]
 
 
-KINDS = ["dapo", "cppo", "luffy", "sft", "grpo_sft", "gspo", "calibrl_reference", "calibrl_live"]
+KINDS = ["chord", "hpt", "srft", "kl_cov", "cispo", "maxrl", "dapo", "cppo", "luffy", "sft",
+         "grpo_sft", "gspo", "calibrl_reference", "calibrl_live"]
 
 
 @pytest.mark.parametrize("method", KINDS)
@@ -332,7 +460,8 @@ def test_bad_method_options_are_named(option, value, message):
 
 
 def test_what_is_off_is_off():
-    assert math.exp(20) < OFF and set(EXPERT_TOKENS) == {"sft", "luffy", "rl_plus"}
+    assert math.exp(20) < OFF
+    assert set(EXPERT_TOKENS) == {"sft", "luffy", "rl_plus", "weighed", "unsure", "likely"}
     lp = torch.tensor([[0., -30.]])
     old = torch.tensor([[-19., 0.]])
     mask = torch.ones(1, 2).bool()

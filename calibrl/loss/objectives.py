@@ -86,24 +86,62 @@ OBJECTIVES |= {
 }
 
 # %% ../../nbs/loss/objectives.ipynb #d5776c68
+TAUGHT = ("neg_weight", "verified")     # read by what learns from experts and from itself
 luffy_loss = partial(surrogate_loss, expert_tokens="luffy")
 rl_plus_loss = partial(surrogate_loss, expert_tokens="rl_plus")
 unclipped = dict(reduce="seq-mean-token-sum", dual_clip=OFF, clip_low=1.0, clip_high=OFF)
 
 OBJECTIVES |= {
     "sft": Objective(
-        surrogate_loss, norm_std=False, source="arXiv 2203.02155", expert_rows=True, reads=()),
+        surrogate_loss, norm_std=False, source="arXiv 2203.02155", expert_rows=True,
+        reads=("verified",)),
     "grpo_sft": Objective(
         surrogate_loss, norm_std=True, source="arXiv 2504.14945",
-        takes=("expert_weight",), expert_rows=True),
+        takes=("expert_weight",), expert_rows=True, reads=TAUGHT),
     "luffy": Objective(
-        luffy_loss, norm_std=False, source="arXiv 2504.14945",
-        defaults=unclipped, takes=("max_new_tokens",), expert_rows=True),
+        luffy_loss, norm_std=False, source="arXiv 2504.14945", defaults=unclipped,
+        takes=("max_new_tokens", "expert_weight"), expert_rows=True, reads=TAUGHT),
     "luffy_calibrl": Objective(
-        luffy_loss, norm_std=False, source="arXiv 2602.20197", expert_rows=True),
+        luffy_loss, norm_std=False, source="arXiv 2602.20197",
+        takes=("expert_weight",), expert_rows=True, reads=TAUGHT),
     "rl_plus": Objective(
-        rl_plus_loss, norm_std=False, source="arXiv 2508.00222",
-        defaults=unclipped, takes=("max_new_tokens",), expert_rows=True),
+        rl_plus_loss, norm_std=False, source="arXiv 2508.00222", defaults=unclipped,
+        takes=("max_new_tokens", "expert_weight"), expert_rows=True, reads=TAUGHT),
+}
+
+# %% ../../nbs/loss/objectives.ipynb #4074d3b2
+free = dict(dual_clip=OFF, clip_low=1.0, clip_high=OFF)
+mixed = ("neg_weight", "verified", "mu", "mu_end", "mu_steps")
+
+OBJECTIVES |= {
+    "chord": Objective(
+        partial(surrogate_loss, expert_tokens="weighed"), norm_std=True,
+        source="arXiv 2508.11408; Trinity-RFT", expert_rows=True, reads=mixed,
+        defaults=dict(mu=0.9, mu_end=0.05, mu_steps=200)),
+    "chord_phi": Objective(
+        partial(surrogate_loss, expert_tokens="unsure"), norm_std=True,
+        source="arXiv 2508.11408; Trinity-RFT", expert_rows=True, reads=mixed,
+        defaults=dict(mu=0.1, mu_end=0.1)),
+    "hpt": Objective(
+        surrogate_loss, norm_std=False, source="arXiv 2509.04419", defaults=free,
+        takes=("expert_weight",), expert_rows=True, reads=TAUGHT),
+    "srft": Objective(
+        partial(surrogate_loss, expert_tokens="likely", own_tokens="cispo"), norm_std=False,
+        source="arXiv 2506.19767", defaults=dict(clip_low=0.0, clip_high=0.0),
+        takes=("expert_weight",), expert_rows=True, reads=TAUGHT),
+}
+
+# %% ../../nbs/loss/objectives.ipynb #bce65c8d
+OBJECTIVES |= {
+    "cispo": Objective(
+        partial(surrogate_loss, own_tokens="cispo"), norm_std=True,
+        source="arXiv 2506.13585; TRL", defaults=dict(clip_low=1.0, clip_high=4.0)),
+    "kl_cov": Objective(
+        surrogate_loss, norm_std=True, source="arXiv 2505.22617; verl",
+        defaults=free | dict(cov_share=2e-4, cov_weight=1.0), takes=("cov_weight",),
+        reads=("neg_weight", "cov_share")),
+    "maxrl": Objective(
+        surrogate_loss, norm_std=False, source="arXiv 2602.02710; TRL"),
 }
 
 # %% ../../nbs/loss/objectives.ipynb #5a0c5e0a
