@@ -7,6 +7,7 @@ __all__ = ['encode']
 
 # %% ../nbs/01a_engine.ipynb #ea26d2b9
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import NamedTuple
 
 import torch
@@ -82,6 +83,34 @@ def collate(prompts:list,      # one `encode` dict a row
         else:
             batch[key] = torch.cat([prompt[key] for prompt in prompts if key in prompt])
     return batch
+
+# %% ../nbs/01a_engine.ipynb #67ce1cd7
+def joined_shapes(prompt:dict)->dict:    # what `encode` made of a problem
+    "Return the shapes of what is joined without padding, by name; how many there are is left out."
+    shapes = {key: value.shape[1:] for key, value in prompt.items() if key not in PER_TOKEN}
+
+    # A row for each token: these are padded
+    if "cross_attention_mask" in shapes:
+        shapes["cross_attention_mask"] = shapes["cross_attention_mask"][1:]
+    return shapes
+
+def fitting(prompts:list,    # what `encode` made of problems
+            mixes=True,      # whether text may stand beside pictures
+            most=None,       # prompts in a batch; None: as many as fit
+           )->list:          # slices, in order
+    "Return which prompts one batch can hold: neighbours whose pictures have the same shapes."
+    starts = []
+    known = {}
+    for i, prompt in enumerate(prompts):
+        shapes = joined_shapes(prompt)
+        same = all(known.get(key, shape) == shape for key, shape in shapes.items())
+        alike = mixes or bool(shapes) == bool(known)
+        full = most and starts and i - starts[-1] == most
+        if not (i and same and alike) or full:
+            starts.append(i)
+            known = {}
+        known |= shapes
+    return [slice(*both) for both in pairwise([*starts, len(prompts)])]
 
 # %% ../nbs/01a_engine.ipynb #84de5e93
 def wide_product(h,    # (..., N, d)

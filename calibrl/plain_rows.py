@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 
 from calibrl.draws import by_row, write
-from calibrl.engine import PER_TOKEN, head_logps, laid_out, logit_logps
+from calibrl.engine import head_logps, joined_shapes, laid_out, logit_logps
 from calibrl.masks import pictures_seen, token_types
 from calibrl.memory import seen_in
 
@@ -90,8 +90,7 @@ def plain_logps(policy,
     T = max(len(response) for group in groups for response in group)
     parts = []
     for prompt, group in zip(prompts, groups, strict=True):
-        inputs = prompt if isinstance(prompt, dict) else policy.prompt(prompt)
-        parts.append(plain_group(policy, inputs, group, T, temperature))
+        parts.append(plain_group(policy, policy.prompt(prompt), group, T, temperature))
     return tuple(torch.cat(values) for values in zip(*parts, strict=True))
 
 # %% ../nbs/01e_plain.ipynb #fc73b0d9
@@ -155,11 +154,6 @@ class PlainStep:
         self.token = self.token[going]
 
 # %% ../nbs/01e_plain.ipynb #ae116475
-def shape_of(prompt:dict)->tuple:
-    "Return what must be the same in prompts that are read in one batch."
-    shapes = [(key, value.shape[1:]) for key, value in prompt.items() if key not in PER_TOKEN]
-    return tuple(sorted(shapes))
-
 def batches_of(prompts:list,    # what `encode` made of problems
                pads:bool,       # whether prompts of unequal length go together
               )->list:          # lists of indices
@@ -168,7 +162,8 @@ def batches_of(prompts:list,    # what `encode` made of problems
         return [[i] for i in range(len(prompts))]
     by_shape = {}
     for i, prompt in enumerate(prompts):
-        by_shape.setdefault(shape_of(prompt), []).append(i)
+        shape = tuple(sorted(joined_shapes(prompt).items()))
+        by_shape.setdefault(shape, []).append(i)
     return list(by_shape.values())
 
 # %% ../nbs/01e_plain.ipynb #341e69a7

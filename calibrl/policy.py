@@ -18,7 +18,7 @@ from .base import (
     save_adapter)
 from .draws import by_row, drawer, luck_of, pick, write
 from .engine import (
-    attend_by, collate, encode, own_attention, pack, register_attention, wide_product)
+    attend_by, collate, encode, fitting, own_attention, pack, register_attention, wide_product)
 from .memory import remembering, seen_in
 from .masks import is_plainly_causal, model_masks, pictures_seen, token_types
 from .plain_rows import plain_logps, plain_samples, token_scores
@@ -176,13 +176,22 @@ class Policy:
         set_prompts(self, wording(instruction, system, self.words), min_pixels, max_pixels)
 
     def prompt(self, problem)->dict:      # what `encode` makes of it
-        "Return the prompt of one problem, in this policy's words."
+        "Return the prompt of one problem, in this policy's words; a prompt is returned as it is."
+        if isinstance(problem, dict):
+            return problem
         make = partial(encode, self.processor, words=self.words)
         return self.memory.prompt(problem, make) if self.memory else make(problem)
 
     def remembering(self):
         "Return a context, for one step, in which prompts are made and pictures encoded once."
         return remembering(self)
+
+    def passes(self, problems:list,    # or what `encode` made of them
+               most=None,              # problems in a pass; None: as many as fit
+              )->list:                 # slices, in order
+        "Return which problems one forward pass reads, each with its responses."
+        prompts = [self.prompt(problem) for problem in problems]
+        return fitting(prompts, self.mixes, 1 if self.rows == "plain" else most)
 
     def prompts(self,
                 problems:list,     # B problems, or what `encode` made of them
@@ -205,7 +214,7 @@ class Policy:
               temperature=1.0,   # the sampling temperature
              )->Logps:
         "Return log-probabilities and entropies of responses, each image and prompt run once."
-        return response_logps(self, problems, responses, temperature)
+        return logps_by_passes(self, problems, responses, temperature)
 
     @torch.no_grad()
     def sample(self,                  # noqa: PLR0913
@@ -280,10 +289,9 @@ def position_ids(core,      # the model without its head
 
 def prompt_batch(policy:Policy, problems:list, P=0)->tuple:
     "Return what `Policy.prompts` says."
-    encoded = [problem if isinstance(problem, dict) else policy.prompt(problem)
-               for problem in problems]
-    seen = seen_in(policy, encoded)
-    inputs = collate(encoded, [[]]*len(problems), policy.pad_id, P)
+    prompts = [policy.prompt(problem) for problem in problems]
+    seen = seen_in(policy, prompts)
+    inputs = collate(prompts, [[]]*len(prompts), policy.pad_id, P)
     if seen:
         inputs.pop("pixel_values", None)
     inputs = {key: value.to(policy.device) for key, value in inputs.items()}
@@ -361,7 +369,7 @@ def groups_of(policy:Policy, problems:list, responses:list)->list:    # a group 
 
 # %% ../nbs/01b_policy.ipynb #5fe33a90
 def response_logps(policy:Policy, problems:list, responses:list, temperature)->Logps:
-    "Return what `Policy.logps` says."
+    "Return what `Policy.logps` says, in one pass."
     groups = groups_of(policy, problems, responses)
 
     # There is no dropout; only the recomputation of activations asks for training mode
@@ -377,6 +385,22 @@ def response_logps(policy:Policy, problems:list, responses:list, temperature)->L
     # Groups may differ in size: the places of the smaller ones that no response has are left out
     taken = mask.new_tensor([i < len(group) for group in groups for i in range(mask.shape[1])])
     return Logps(*[table.flatten(0, 1)[taken] for table in (logp, entropy, mask)])
+
+# %% ../nbs/01b_policy.ipynb #c6d77ae7
+def logps_by_passes(policy:Policy, problems:list, responses:list, temperature)->Logps:
+    "Return what `Policy.logps` says, in as many passes as the problems need."
+    prompts = [policy.prompt(problem) for problem in problems]
+    parts = policy.passes(prompts)
+    if policy.rows == "plain" or len(parts) == 1:
+        return response_logps(policy, prompts, responses, temperature)
+    groups = groups_of(policy, prompts, responses)
+    said = [response_logps(policy, prompts[part], groups[part], temperature) for part in parts]
+
+    # As wide as the longest response of all
+    T = max(one.mask.shape[1] for one in said)
+    tables = [[F.pad(table, (0, T - table.shape[1])) for table in vars(one).values()]
+              for one in said]
+    return Logps(*map(torch.cat, zip(*tables, strict=True)))
 
 # %% ../nbs/01b_policy.ipynb #5d0c6137
 @dataclass
@@ -456,10 +480,9 @@ def read_prompts(policy:Policy,
     # All parts are padded alike: then it changes nothing how many there are
     P = max(prompt["input_ids"].shape[1] for prompt in prompts)
     T = max(1, *(len(answer) for answer in answers))
-    step = max(1, read_tokens//(P + T))
-    starts = range(0, len(prompts), step)
-    return Prefill.concat([prefill(policy, prompts[i:i+step], answers[i:i+step], P, T, temperature)
-                           for i in starts])
+    parts = policy.passes(prompts, max(1, read_tokens//(P + T)))
+    return Prefill.concat([prefill(policy, prompts[part], answers[part], P, T, temperature)
+                           for part in parts])
 
 # %% ../nbs/01b_policy.ipynb #bf0add64
 def next_token(policy:Policy,

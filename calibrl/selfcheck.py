@@ -154,6 +154,16 @@ def leak(policy, probe:Probe)->float:
             for other in (first, first[::-1])]
     return mean_gap(rows[:1], rows[1:])
 
+def mixing_gap(policy, probe:Probe, own:list)->float:
+    "Return how far from the model's own is what a policy says of text beside a picture."
+    pictured = probe.problems[0]
+    if not pictured.images:
+        return 0.
+    text = replace(pictured, images=())
+    said = policy.logps([pictured, text], [[response] for response in probe.responses]).logp
+    attend_by(policy.decoder, policy.own_attention)
+    return mean_gap(list(said), [own[0], own_logps(policy, text, probe.responses[1])])
+
 def sampling_gap(policy, probe:Probe)->float:
     "Return how far from the model's own are the log-probabilities of what a policy samples."
     out = policy.sample(probe.problems, n=2, max_new_tokens=6)
@@ -168,6 +178,7 @@ class Verdict:
     rows: str = "plain"       # "packed" or "plain"
     shared: bool = False      # whether samples share their prompt's keys and values
     pads: bool = False        # whether plain prompts of unequal length are read in one batch
+    mixes: bool = True        # whether packed rows with and without a picture share a pass
     head_scale: object = None # see `head_scale`
     gap: float = 0.           # between packed rows and the model's own forward, in nats
     bound: float = 0.         # of the gap
@@ -178,6 +189,7 @@ class Verdict:
         policy.rows = self.rows
         policy.shared = self.shared
         policy.pads = self.pads
+        policy.mixes = self.mixes
         policy.head_scale = self.head_scale
         policy.verdict = self
         packed = self.rows == "packed"
@@ -198,7 +210,8 @@ def try_packed(policy, probe:Probe, own:list, verdict:Verdict)->Verdict:
     leaked, failed = attempt(leak, policy, probe)
     gap = max(gap, leaked)
     if gap <= verdict.bound:
-        return replace(verdict, rows="packed", gap=gap)
+        mixed, _ = attempt(mixing_gap, policy, probe, own)
+        return replace(verdict, rows="packed", gap=gap, mixes=mixed <= verdict.bound)
     told = error or failed
     why = (f"packed rows fail ({told})" if told else
            f"packed rows are {gap:.1g} nats off the model's own forward pass, where rounding"
@@ -290,7 +303,7 @@ def is_sound(name:str, value)->bool:    # of a field of `Verdict`
     "Return whether a value that was read is one that a verdict may hold."
     if name == "rows":
         return value in ("packed", "plain")
-    if name in ("shared", "pads"):
+    if name in ("shared", "pads", "mixes"):
         return isinstance(value, bool)
     if name == "why":
         return isinstance(value, str)

@@ -4,7 +4,7 @@ Each is tiny and random; what a run of it says is held against the model's own f
 import pytest
 import torch
 import transformers
-from families import family
+from families import OLD, VISION, family
 from packaging.version import Version
 from PIL import Image
 
@@ -21,7 +21,7 @@ KINDS = ["llama", "mistral", "granite", "phi3", "smolvlm", "gemma3", "llava_onev
          "mllama", "lfm2_vl", "gpt_oss"]
 
 # Among them, those with layers that carry a state
-STATES = ["qwen3_5", "lfm2_vl"]
+STATES = ["qwen3_5", "qwen3_5_moe", "lfm2_vl"]
 
 # Why some are not packed: their logits are capped
 PLAIN = ["gemma2"]
@@ -99,6 +99,51 @@ def test_a_family_samples_scores_and_takes_a_step(folder, name):
     assert metrics["first_ratio_error"] < 1e-4 and metrics["grad_norm"] > 0
     moved = [not torch.equal(a, b) for a, b in zip(before, policy.trainable, strict=True)]
     assert all(moved)
+
+
+def of_all_shapes():
+    "Two pictures, none, a wide one and a square one: no two of them alike."
+    red, blue = (Image.new("RGB", (56, 56), colour) for colour in ("red", "blue"))
+    wide = Image.new("RGB", (112, 56), "green")
+    asked = {"What are they?": (red, blue), "How long is x, roughly?": (), "1 + 1 = ?": (wide,),
+             "Which?": (red,)}
+    return [Problem(question, "2", images, expert=EXPERT) for question, images in asked.items()]
+
+
+# Which of those that see say something else of text where it stands beside pictures
+APART = ["mllama"]
+
+
+def test_a_family_that_reads_no_problem_without_a_picture_says_so(folder):
+    policy = Policy.from_pretrained(folder("paligemma"))
+    with pytest.raises(ValueError, match="'bare': the model's processor makes no prompt of it"):
+        policy.sample([Problem("1 + 1 = ?", "2", id="bare")], max_new_tokens=2)
+
+
+@pytest.mark.parametrize("name", sorted({*VISION, *OLD} - {"paligemma"}))
+def test_problems_with_other_pictures_and_with_none_go_together(folder, name):
+    policy = trained(Policy.from_pretrained(folder(name), lora_rank=4))
+    assert policy.rows == "packed" and policy.mixes == (name not in APART)
+    problems = of_all_shapes()
+    groups = [[policy.tokens("<think>")], [policy.tokens(EXPERT), policy.tokens("2")]]*2
+    with torch.no_grad():
+        logp = policy.logps(problems, groups).logp
+        flat = [problem for problem, group in zip(problems, groups, strict=True) for _ in group]
+        assert gap(policy, flat, sum(groups, []), logp) < 1e-4
+        out = policy.sample(problems, n=2, max_new_tokens=6, experts=[None, EXPERT]*2)
+    assert gap(policy, problems, out.ids, out.logp) < 1e-4
+    assert gap(policy, problems[1::2], [policy.tokens(EXPERT)]*2, out.expert_logp[1::2]) < 1e-4
+
+
+@pytest.mark.parametrize("name", ["mllama", "smolvlm"])
+def test_a_step_over_problems_that_need_passes_of_their_own(folder, name):
+    "The gradient is that of plain rows, where each response has a pass to itself."
+    policies = [trained(Policy.from_pretrained(folder(name), lora_rank=4, rows=rows))
+                for rows in ("packed", "plain")]
+    problems = of_all_shapes()
+    assert 1 < len(policies[0].passes(problems)) <= len(problems)
+    packed, plain = (gradient(policy, problems) for policy in policies)
+    assert float((packed - plain).norm()/plain.norm()) < 1e-4
 
 
 def blind_to_the_end(seen, R, T, right=engine.packed_masks):
@@ -234,10 +279,11 @@ def test_a_model_that_disagrees_with_itself_is_refused(folder, fresh, monkeypatc
         Policy.from_pretrained(folder("llama"))
 
 
-def gradient(policy):
+def gradient(policy, problems=None):
     "Of a weighted sum of log-probabilities, by all that is trained."
-    groups = [[EXPERT, "<think>"], [EXPERT + "1", "2"]]
-    logp = policy.logps(some(policy), groups).logp
+    problems = problems or some(policy)
+    groups = [[EXPERT, "<think>"], [EXPERT + "1", "2"]]*(len(problems)//2)
+    logp = policy.logps(problems, groups).logp
     loss = (logp*torch.linspace(-1, 1, logp.numel()).view_as(logp)).sum()
     parts = torch.autograd.grad(loss, policy.trainable)
     return torch.cat([part.flatten() for part in parts])

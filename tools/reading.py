@@ -57,7 +57,7 @@ LEFT_OUT = {
     "memory for time": ["recompute_activations", "Policy.remembering", "remembering", "seen_in"],
     "rows of models that cannot be packed, and what only some families have": [
         "sample_plainly", "plain_logps", "logit_logps", "attend_by", "laid_out", "with_sink",
-        "attend_windows"],
+        "attend_windows", "logps_by_passes", "Policy.passes"],
     "other methods than GRPO and CalibRL": ["refill"],
     "several processes": ["all_gather", "all_reduce_gradients", "gather_rollouts", "local_slice",
                           "padded", "processes"]}
