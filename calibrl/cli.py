@@ -139,8 +139,8 @@ def train(
     # refuse, before a weight is loaded, what cannot fit into the device's memory
     memory_check:bool=True,
 ):
-    """Train an adapter on any image-text-to-text model; the same command goes on where a stopped
-    run was. Leaves metrics.jsonl, report.html, checkpoints/ and adapter/.
+    """Train an adapter on any image-text-to-text model. A stopped run continues when the same
+    command is given again. Leaves metrics.jsonl, report.html, checkpoints/ and adapter/.
     """
     options = locals()
     from calibrl.runs.logs import check_tracker
@@ -167,8 +167,8 @@ def plan(
     image_tokens:int=None,   # of its pictures (default: as measured, else three quarters)
     price:float=None,        # of an hour of the GPU, in any currency
     **options):              # of `train`
-    """What a run needs, in the options of `calibrl train`: memory by part, hours, money, and the
-    command that fits, or what would have to give.
+    """Say what a run needs, with the options of `calibrl train`: memory by part, hours, money, and
+    the command that fits, or what would have to be smaller.
     """
     from calibrl.runs.fit import plan_run
     usual = {name: p.default for name, p in inspect.signature(train).parameters.items()}
@@ -235,7 +235,7 @@ def evaluate(
     # an lmms-eval sample log: judge its responses to one benchmark again, ask no policy
     rescore:str=None,
     # folder for the graded answers (default: runs/eval, then runs/eval-2, ...);
-    # an interrupted one is gone on with
+    # one that was interrupted is continued
     out:str=None,
     seed:int=0,              # of the sampling
 ):

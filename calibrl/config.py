@@ -213,7 +213,7 @@ def save_config(cfg:Config,
                 path,        # of the TOML file
                 **about,     # model, versions, ...: a table `[run]` that `load_config` leaves alone
                ):
-    "Write a configuration as TOML; what is None is left out."
+    "Write a configuration as TOML; settings that are None are left out."
     import tomlkit
     content = {k: v for k, v in asdict(cfg).items() if v is not None}
     if about:

@@ -172,7 +172,7 @@ class Policy:
     def set_prompts(self,
                     instruction=None, system=None,          # names or texts
                     min_pixels=None, max_pixels=None):      # of a picture
-        "Change how problems are put to the model; what is None stays as it is."
+        "Change how problems are put to the model; an option that is None changes nothing."
         set_prompts(self, wording(instruction, system, self.words), min_pixels, max_pixels)
 
     def prompt(self, problem)->dict:      # what `encode` makes of it

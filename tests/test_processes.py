@@ -1,4 +1,4 @@
-"""Several processes: killed together or one alone and gone on with, in other numbers, and with
+"""Several processes: killed together or one alone and continued, in other numbers, and with
 uneven work."""
 import json
 import os

@@ -1,4 +1,4 @@
-"""A run that survives: killed at several moments and gone on with, several processes against one,
+"""A run that survives: killed at several moments and continued, several processes against one,
 full disks, broken numbers."""
 import json
 import math
@@ -402,7 +402,7 @@ def test_presets_and_their_order(tmp_path):
 
 @pytest.mark.parametrize("kind", ["qwen2_5_vl", "qwen3_vl", "internvl", "qwen3"])
 def test_a_run_on_each_architecture_in_4_bits(kind, checkpoint, tmp_path, monkeypatch):
-    """The whole loop on random weights, stopped after its first checkpoint and gone on with; a
+    """The whole loop on random weights, stopped after its first checkpoint and continued; a
     text-only model gets the questions without pictures."""
     from calibrl import tasks
     # random weights are never right: any verdict will do

@@ -358,7 +358,7 @@ def finished(problems, skipped, root):
 
 # %% ../../nbs/data/problems.ipynb #d4a7900b
 def refuse_wishes(on_bad, wrong_expert, limit):
-    "Raise ValueError for a setting that is none of those there are."
+    "Raise ValueError for a setting that does not exist."
     for name, value, known in (("on_bad", on_bad, ("skip", "fail")),
                                ("wrong_expert", wrong_expert, ("keep", "drop", "skip"))):
         if value not in known:
@@ -406,7 +406,7 @@ def load_problems(  # noqa: PLR0913
     max_prompt_tokens=None,   # a longer prompt cannot be used; it is never cut
     skipped=None,             # JSON Lines file for the rows left out
 )->Problems:                  # a list of Problem that knows what was left out, and why
-    "Return problems from any data set; a row that cannot be used is left out by name, or stops."
+    "Return problems from any data set; a row that cannot be used is left out, or ends the reading."
     refuse_wishes(on_bad, wrong_expert, limit)
     if max_prompt_tokens and processor is None:
         raise ValueError("max_prompt_tokens needs a processor to count with")

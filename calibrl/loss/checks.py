@@ -24,7 +24,7 @@ def check_settings(
                          f"got {dual_clip}")
 
 def check_choice(name, value, choices):
-    "Raise ValueError for a value that is none of the choices"
+    "Raise ValueError for a value that is not among the choices"
     if value not in choices:
         raise ValueError(f"{name}: {value!r} is unknown, choose from {', '.join(choices)}")
 

@@ -34,7 +34,7 @@ def write_row(out, logs, row:dict)->dict:      # the metrics alone
 NEEDED = ("step", "seconds", "reward", "groups_drawn", "skipped_updates", "verifier_kills")
 
 def read_metrics(out)->list:     # run folder
-    "Return the metrics of a run's steps, or raise ValueError that names a row that is none."
+    "Return the metrics of a run's steps, or raise ValueError that names a broken row."
     path = Path(out)/"metrics.jsonl"
     rows = read_jsonl(path)
     for number, row in enumerate(rows, 1):

@@ -68,7 +68,7 @@ def say_overlap(found:list, held:list):
               " show is no test", file=sys.stderr)
 
 def check_val(spec:RunSpec):
-    "Raise ValueError for a share that is none, or options of a validation that is not asked for."
+    "Raise ValueError for a wrong share, or for options of a validation that nobody asked for."
     told = [name for name in ("val_split", "val_seed") if getattr(spec, name) is not None]
     if spec.val is None and told:
         raise ValueError(f"--{told[0].replace('_', '-')} is about validation: give --val, a share"
