@@ -6,10 +6,12 @@
 __all__ = []
 
 # %% ../nbs/05a_hooks.ipynb #6c8cbf6b
+from dataclasses import replace
+
 import torch
 import torch.nn.functional as F
 
-from .loss import calibrl_loss
+from .loss import calibrl_loss, exploration_loss, expert_gap, reduce_loss
 
 # %% ../nbs/05a_hooks.ipynb #26df7871
 def row_advantages(
@@ -46,6 +48,130 @@ def rows_loss(
     has_expert = (expert != 0).any(1)
     return calibrl_loss(logp, old, expert, adv, correct, mask, has_expert=has_expert,
                         expert_mask=expert != 0, **settings)
+
+# %% ../nbs/05a_hooks.ipynb #5d0c1a02
+def flush_left(
+    table,  # (rows, T)
+    mask,  # (rows, T) True where a token counts
+):  # (rows, T) zero behind what counts
+    "Return what counts of each row at its front, in its order."
+    order = (~mask).long().argsort(dim=1, stable=True)
+    return torch.where(mask, table, 0.).gather(1, order)
+
+def rows_term(
+    logprob,  # (rows, T) of each token now, with its gradient
+    action_mask,  # (rows, T) 1 where a token counts
+    advantages,  # (rows, T) or (rows,)
+    expert_logprob,  # (rows, E) of that row's expert, from its first token; 0 past its end
+    correct,  # (rows,) the verifier's boolean
+    alpha=0.5,  # as in `calibrl_loss`
+    gap="token",
+    reduce="token-mean",
+):  # scalar, to be weighed and added to an engine's own loss
+    "Return the exploration term alone; a row whose expert is all 0 has none."
+    mask = action_mask.bool()
+    adv = row_advantages(advantages, mask)
+    T = max(logprob.shape[1], expert_logprob.shape[1])
+    logp, expert, mask = [F.pad(table, (0, T - table.shape[1]))
+                          for table in (flush_left(logprob, mask), expert_logprob,
+                                        flush_left(mask, mask).bool())]
+    D = expert_gap(logp, expert, mask, gap, expert != 0)
+    due = exploration_loss(D, adv, correct, alpha)
+    has_expert = (expert != 0).any(1, keepdim=True)
+    return reduce_loss(torch.where(has_expert, due, 0.), mask, reduce)
+
+# %% ../nbs/05a_hooks.ipynb #5d0c1a05
+class SwiftTerm:
+    "What goes before ms-swift's `GRPOTrainer` in a class (checked against ms-swift 4.6.0)."
+    alpha, weight, gap = 0.5, 0.1, "token"  # as in `calibrl_loss`
+    expert_column = "expert"  # of the data set
+    correct_reward = "CalibrlAccuracy"  # the reward that is 1 for a right answer, 0 for a wrong one
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        refuse_in_swift(self)
+
+    def _prepare_batch_inputs(self, samples):
+        "Add experts and verdicts to each micro-batch."
+        batches = super()._prepare_batch_inputs(samples)
+        for sample, correct in zip(samples, swift_verdicts(self), strict=True):
+            sample.correct = correct
+        chunks = self.split_by_mini_batches(samples)
+        for chunk, batch in zip(chunks, batches, strict=True):
+            kept = batch["grpo_batch"]
+            kept.expert_logps = swift_experts(self, chunk)
+            kept.correct = torch.tensor([sample.correct for sample in chunk],
+                                        device=kept.expert_logps.device)
+        return batches
+
+    def _get_per_token_logps_and_entropies(self, *args, **kwargs):
+        "Keep the log-probs of the answers, with their gradient."
+        found = super()._get_per_token_logps_and_entropies(*args, **kwargs)
+        self._kept = found[0]
+        return found
+
+    def _compute_loss_and_metrics(self, model, model_inputs, grpo_batch):
+        "Add the term to ms-swift's loss, CHORD's part included."
+        loss, metrics = super()._compute_loss_and_metrics(model, model_inputs, grpo_batch)
+        logps, self._kept = self._kept, None
+        term = rows_term(logps, grpo_batch.completion_mask, grpo_batch.advantages,
+                         grpo_batch.expert_logps, grpo_batch.correct, self.alpha, self.gap)
+        return loss + self.weight*term, metrics
+
+# %% ../nbs/05a_hooks.ipynb #5d0c1a06
+def refuse_in_swift(trainer):
+    "Raise ValueError for what the term cannot go with, before anything is sampled."
+    names = trainer.reward_func_names
+    if trainer.correct_reward not in names:
+        raise ValueError(f"correct_reward: no reward {trainer.correct_reward!r}, there are"
+                         f" {', '.join(names)}")
+    asked = {"use_liger_kernel": trainer.use_liger_loss,
+             "sequence_parallel_size": trainer.template.sequence_parallel_size > 1,
+             "multi_turn_scheduler": trainer.dynamic_num_samples}
+    for name, on in asked.items():
+        if on:
+            raise ValueError(f"{name}: the exploration term does not go with it, leave it out")
+
+def swift_verdicts(trainer)->list:
+    "Return the verdicts on this process's answers, or raise ValueError."
+    from swift.rlhf_trainers.utils import get_even_process_data
+    column = trainer.reward_func_names.index(trainer.correct_reward)
+    mine = [float(row[column]) for row in get_even_process_data(trainer, trainer._rewards_per_func)]
+    if not set(mine) <= {0., 1.}:
+        raise ValueError(f"correct_reward: {trainer.correct_reward} must return 1 (right) or 0"
+                         f" (wrong), got {sorted(set(mine))[:4]}")
+    return [value == 1 for value in mine]
+
+# %% ../nbs/05a_hooks.ipynb #5d0c1a07
+@torch.no_grad()
+def swift_experts(trainer, samples):  # ms-swift's `GRPOSample`s of a micro-batch
+    "Return the experts' log-probs, (rows, E) from the first token; 0 where there is no expert."
+    from swift.rlhf_trainers.utils import collate_to_grpo_micro_batch, encode_sample
+    experts = [expert_sample(sample, trainer.expert_column) for sample in samples]
+    with trainer._template_context(trainer.template):
+        for sample in experts:
+            sample.encoded = encode_sample(sample, trainer.template)
+            sample.encoded.pop("_extra_kwargs", None)
+        inputs, batch = collate_to_grpo_micro_batch(
+            experts, trainer.template, device=trainer.accelerator.device, use_logits_to_keep=True)
+    inputs.pop("labels", None)
+    logps, _ = trainer._get_per_token_logps_and_entropies(trainer.model, inputs, batch)
+    there = [bool(sample.extra.get(trainer.expert_column)) for sample in samples]
+    mask = batch.completion_mask.bool() & torch.tensor(there, device=logps.device)[:, None]
+    return flush_left(logps.detach(), mask)
+
+def expert_sample(sample, column:str):
+    "Return a sample whose answer is its expert's; without one, as it is."
+    text = sample.extra.get(column)
+    if not text:
+        return replace(sample)
+    if not isinstance(text, str):
+        raise ValueError(f"{column}: needs a text, got {type(text).__name__}")
+    *asked, last = sample.messages
+    asked = asked if last["role"] == "assistant" else sample.messages
+    return replace(sample, messages=[*asked, {"role": "assistant", "content": text}],
+                   response_token_ids=[], response_loss_mask=[], rollout_logprobs=[],
+                   finish_reason="stop", add_eos=True)
 
 # %% ../nbs/05a_hooks.ipynb #294f8000
 def prime_rl_loss(

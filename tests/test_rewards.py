@@ -1,8 +1,12 @@
 """The verifier as other engines call it: by their own code where they are installed, and by calls
 recorded from the versions on the page nbs/pages/engines.md."""
 import asyncio
+import contextlib
+import dataclasses
 import importlib
 import importlib.util
+import json
+import os
 import re
 import subprocess
 import sys
@@ -12,6 +16,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from calibrl.loss import calibrl_loss
 from calibrl.rewards import (accuracy_reward, batch_scores, compute_score, format_reward,
                              reward_func)
 
@@ -132,6 +137,126 @@ def test_easyr1_calls_with_dicts():
     assert batch_scores(call[0]) == {"overall": 1.1, "accuracy": 1.0, "format": 1.0}
 
 
+@dataclasses.dataclass
+class Sample:
+    "ms-swift 4.6.0, rl_core/data.py, GRPOSample: the fields that the term touches"
+    messages: list
+    extra: dict
+    response_token_ids: list = dataclasses.field(default_factory=list)
+    response_loss_mask: list = dataclasses.field(default_factory=list)
+    rollout_logprobs: list = dataclasses.field(default_factory=list)
+    finish_reason: str = None
+    add_eos: bool = False
+    encoded: dict = None
+
+
+class SwiftTrainer:
+    "ms-swift 4.6.0, rlhf_trainers/grpo_trainer.py: the calls in their order, a word a token"
+    reward_func_names = ["CalibrlAccuracy", "CalibrlFormat"]
+    use_liger_loss = dynamic_num_samples = False
+    template = types.SimpleNamespace(sequence_parallel_size=1)
+    accelerator = types.SimpleNamespace(device=torch.device("cpu"))
+    model = "the model"
+
+    def _template_context(self, template):
+        return contextlib.nullcontext()
+
+    def split_by_mini_batches(self, samples):
+        return [samples]
+
+    def _prepare_batch_inputs(self, samples):
+        for sample in samples:
+            sample.encoded = encode_words(sample, self.template)
+        inputs, batch = collate_words(samples, self.template, device="cpu")
+        return [{"model_inputs": inputs, "grpo_batch": batch}]
+
+    def _get_per_token_logps_and_entropies(self, model, model_inputs, grpo_batch,
+                                           compute_entropy=False, origin_data=None):
+        return model_inputs["words"]*-0.1, None
+
+    def _compute_loss_and_metrics(self, model, model_inputs, grpo_batch):
+        self._get_per_token_logps_and_entropies(model, model_inputs, grpo_batch)
+        return torch.tensor(2.), {"mode": "train"}
+
+
+def encode_words(sample, template, *, encode_prompt_only=False):
+    "The lengths of the words of an answer."
+    return {"words": [float(len(w)) for w in sample.messages[-1]["content"].split()]}
+
+
+def collate_words(samples, template, *, device, padding_to=None, use_logits_to_keep=False):
+    "Answers at the right, as after prompts of unequal length."
+    rows = [sample.encoded["words"] for sample in samples]
+    T = max(map(len, rows))
+    words = torch.tensor([[0.]*(T - len(row)) + row for row in rows]).requires_grad_()
+    batch = types.SimpleNamespace(completion_mask=words > 0, logits_to_keep=T)
+    return {"words": words, "labels": None}, batch
+
+
+def swift_term(monkeypatch):
+    "The trainer that the page makes, over the recorded one."
+    stand_in(monkeypatch, "swift.rlhf_trainers.utils", encode_sample=encode_words,
+             collate_to_grpo_micro_batch=collate_words,
+             get_even_process_data=lambda trainer, global_data: global_data)
+    sys.modules["swift.rlhf_trainers"].GRPOTrainer = SwiftTrainer
+    factory = types.SimpleNamespace(TRAINER_MAPPING={"grpo": "swift.rlhf_trainers.GRPOTrainer"})
+    stand_in_beside(monkeypatch, "swift.trainers.trainer_factory", TrainerFactory=factory)
+    trainer = run_lines("ms-swift: the term")["CalibRLTrainer"]
+    assert factory.TRAINER_MAPPING["grpo"] == "a_plugin.CalibRLTrainer"
+    return trainer
+
+
+def stand_in_beside(monkeypatch, name, **names):
+    "A module beside those of the same package that stand in already."
+    for part in (name.rpartition(".")[0], name):
+        monkeypatch.setitem(sys.modules, part, types.ModuleType(part))
+    for key, value in names.items():
+        setattr(sys.modules[name], key, value)
+
+
+def rows_of_swift():
+    "Two answers, the first with an expert; what each loses by a wrong word is its length."
+    asked = {"role": "user", "content": "2+2?"}
+    return [Sample([asked, {"role": "assistant", "content": "a bbb"}], {"expert": "aa b cccc"}),
+            Sample([asked, {"role": "assistant", "content": "a b ccc"}], {})]
+
+
+def test_ms_swift_adds_the_term(monkeypatch):
+    trainer = swift_term(monkeypatch)()
+    trainer._rewards_per_func = torch.tensor([[1., 1.], [0., 1.]])
+    batch, = trainer._prepare_batch_inputs(rows_of_swift())
+    batch["grpo_batch"].advantages = torch.tensor([[.5]*3, [-.5]*3])
+    loss, _ = trainer._compute_loss_and_metrics("the model", *batch.values())
+
+    # the same rows, answers and experts from their first token on
+    logp = -.1*torch.tensor([[1., 3., 0.], [1., 1., 3.]])
+    expert = -.1*torch.tensor([[2., 1., 4.], [0., 0., 0.]])
+    _, found = calibrl_loss(
+        logp, logp, expert, torch.tensor([.5, -.5]), torch.tensor([True, False]), logp != 0,
+        has_expert=torch.tensor([True, False]), alpha=trainer.alpha, weight=1.)
+    assert found["exploration_loss"] != 0
+    assert loss.item() == pytest.approx(2 + trainer.weight*found["exploration_loss"], abs=1e-6)
+    words, = torch.autograd.grad(loss, batch["model_inputs"]["words"])
+    assert words[0, 1:].abs().min() > 0 and not words[1].any()
+
+
+@pytest.mark.parametrize("changes, message", [
+    ({"correct_reward": "Other"}, "no reward 'Other', there are CalibrlAccuracy, CalibrlFormat"),
+    ({"use_liger_loss": True}, "use_liger_kernel: the exploration term does not go with it"),
+    ({"dynamic_num_samples": True}, "multi_turn_scheduler: the exploration term")])
+def test_ms_swift_refuses_at_once(changes, message, monkeypatch):
+    made = type("Trainer", (swift_term(monkeypatch),), changes)
+    with pytest.raises(ValueError, match=re.escape(message)):
+        made()
+
+
+def test_ms_swift_wants_verdicts_of_one_or_zero(monkeypatch):
+    trainer = swift_term(monkeypatch)()
+    trainer._rewards_per_func = torch.tensor([[1., 1.], [.1, 1.]])
+    with pytest.raises(ValueError, match="CalibrlAccuracy must return 1"):
+        trainer._prepare_batch_inputs(rows_of_swift())
+
+
 # The engines' own code, where it is installed
 
 def test_ms_swift_itself():
@@ -144,6 +269,113 @@ def test_ms_swift_itself():
                       extra={"solution": "B", "choices": ["3", "4"]}) for text in (RIGHT, "5")]
     found = algorithm.compute_rewards_per_func(samples, funcs, None, torch.device("cpu"))
     assert found.tolist() == [[1.0, 1.0], [0.0, 0.0]]
+
+
+SWIFT_RUN = """
+import sys
+from swift import RLHFArguments, rlhf_main
+from swift.rlhf_trainers import grpo_trainer
+import torch
+folder, root, model = sys.argv[1:]
+args = dict(rlhf_type="grpo", model=model, model_type="qwen2", template="qwen2_5",
+            dataset=folder + "/data.jsonl", external_plugins=folder + "/plugin.py",
+            reward_funcs="calibrl_accuracy", output_dir=folder + "/out", num_generations=4,
+            per_device_train_batch_size=4, gradient_accumulation_steps=2, max_steps=1,
+            max_completion_length=24, use_vllm="false", torch_dtype="float32", use_hf="true",
+            save_strategy="no", report_to="none", dataloader_num_workers=0, tuner_type="lora",
+            chord_sft_dataset=folder + "/sft.jsonl", chord_sft_per_device_train_batch_size=1,
+            chord_mu_warmup_steps=0, chord_mu_decay_steps=10, chord_mu_peak=0.4,
+            chord_mu_valley=0.1)
+chord = grpo_trainer.compute_chord_loss
+seen = []
+def noting(trainer, grpo_loss):
+    seen.append(chord(trainer, grpo_loss))
+    assert seen[-1] != grpo_loss
+    return seen[-1]
+grpo_trainer.compute_chord_loss = noting
+rlhf_main([part for name, value in args.items() for part in ("--" + name, str(value))])
+plugin = next(m for n, m in sys.modules.items() if n.startswith("_swift_external_"))
+trainer, losses, tables = plugin.trainer, plugin.losses, plugin.tables
+
+# what was added to GRPO mixed with CHORD is the term, from the loss that we train with
+from calibrl.loss import calibrl_loss
+for total, before, (logp, batch) in zip(losses, seen, tables, strict=True):
+    expert = batch.expert_logps
+    T = max(logp.shape[1], expert.shape[1])
+    pad = lambda table: torch.nn.functional.pad(table, (0, T - table.shape[1]))
+    mask = batch.completion_mask.bool()
+    assert mask[:, 0].all()                           # one prompt a micro-batch: nothing to move
+    _, found = calibrl_loss(pad(logp), pad(logp), pad(expert), batch.advantages[:, 0],
+                            torch.tensor(batch.correct), pad(mask), weight=1.)
+    assert abs(float(total - before) - 0.1*found["exploration_loss"]) < 1e-6, (total, before)
+assert any(total != before for total, before in zip(losses, seen))
+
+print("IT IS THE TERM", len(losses), flush=True)
+"""
+SWIFT_PLUGIN = """
+import torch
+class CalibrlAccuracy(ORM):
+    def __call__(self, completions, **columns):
+        return [float(i % 3 == 0) for i in range(len(completions))]
+orms["calibrl_accuracy"] = CalibrlAccuracy
+losses, tables, trainer = [], [], None
+
+class Watched(CalibRLTrainer):
+    def _prepare_batch_inputs(self, samples):
+        batches = super()._prepare_batch_inputs(samples)
+
+        # the first expert's log-probs, by a row of its own
+        first, encode = samples[0], self.template.encode
+        asked = [*first.messages[:-1], {"role": "assistant", "content": first.extra["expert"]}]
+        with self._template_context(self.template), torch.no_grad():
+            row = encode({"messages": asked})
+            ids, labels = torch.tensor([row["input_ids"]]), torch.tensor(row["labels"])
+            logits = self.model(input_ids=ids).logits[0, :-1]
+            logp = (logits/self.temperature).log_softmax(-1)
+            alone = logp.gather(1, ids[0, 1:, None])[:, 0][labels[1:] != -100]
+        found = batches[0]["grpo_batch"].expert_logps[0, :len(alone)]
+        assert len(alone) > 5 and (found - alone).abs().max() < 1e-4
+        return batches
+
+    def _compute_loss_and_metrics(self, model, model_inputs, grpo_batch):
+        global trainer
+        trainer, kept = self, []
+        usual = self._get_per_token_logps_and_entropies
+        def noting(*args, **kwargs):
+            out = usual(*args, **kwargs)
+            kept.append(out[0].detach())
+            return out
+        self._get_per_token_logps_and_entropies = noting
+        out = super()._compute_loss_and_metrics(model, model_inputs, grpo_batch)
+        del self._get_per_token_logps_and_entropies
+        losses.append(out[0].detach())
+        tables.append((kept[0], grpo_batch))
+        return out
+
+TrainerFactory.TRAINER_MAPPING["grpo"] = f"{__name__}.Watched"
+"""
+
+
+def test_ms_swift_itself_adds_the_term_beside_chord(tmp_path):
+    "A step of `swift rlhf` with CHORD switched on, on a tiny model, by ms-swift's own code."
+    engine("swift.rlhf_trainers")
+    from calibrl.algebra import problems, tiny_checkpoint
+    asked = [{"role": "user", "content": p.question} for p in problems(4, seed=1)]
+    data = [dict(messages=[ask], solution=p.answer, expert=p.expert)
+            for ask, p in zip(asked, problems(4, seed=1), strict=True)]
+    sft = [dict(messages=[ask, {"role": "assistant", "content": row["expert"]}])
+           for ask, row in zip(asked, data, strict=True)]
+    for name, rows in (("data", data), ("sft", sft)):
+        (tmp_path/f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    lines = lines_for("ms-swift: the term") + "from swift.rewards import ORM, orms\n"
+    (tmp_path/"plugin.py").write_text(lines + SWIFT_PLUGIN)
+    (tmp_path/"run.py").write_text(SWIFT_RUN)
+    root = str(PAGE.parents[2])
+    done = subprocess.run(
+        [sys.executable, tmp_path/"run.py", tmp_path, root, str(tiny_checkpoint())],
+        env=os.environ | {"PYTHONPATH": root, "CUDA_VISIBLE_DEVICES": ""}, capture_output=True,
+        text=True, timeout=900, check=False)
+    assert "IT IS THE TERM 2" in done.stdout, done.stdout[-2000:] + done.stderr[-4000:]
 
 
 def test_verl_itself():
