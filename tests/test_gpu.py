@@ -1,5 +1,5 @@
 """The bench of a card, tried without one: each part is measured, or named, and what was measured
-stays. No test here looks at a clock."""
+stays. No test here looks at a clock. What only a card can show runs where there is one."""
 import json
 
 import pytest
@@ -7,6 +7,10 @@ import torch
 
 from calibrl import gpu
 from calibrl.cli import main
+from calibrl.engine import wide_product
+from calibrl.geometry import problems
+from calibrl.rollout import Policy, rollout
+from calibrl.train import Config, train
 
 MEASURED = ["making", "loading", "sampling", "step", "tiny", "generated"]
 
@@ -84,3 +88,49 @@ def test_the_shape_is_that_of_qwen():
         model = AutoModelForImageTextToText.from_config(config)
     assert config.text_config.vocab_size == 152_064
     assert model.num_parameters() == 8_292_166_656        # as published
+
+
+CARD = pytest.param("cuda", marks=[
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU that torch can use")])
+
+
+@pytest.mark.parametrize("device", ["cpu", CARD])
+@pytest.mark.parametrize("before", [(), (3,), (3, 2)])
+def test_products_of_16_bits_have_32(device, before):
+    torch.manual_seed(0)
+    h = torch.randn(*before, 7, 256).bfloat16().to(device)
+    W = torch.randn(*before, 50, 256).bfloat16().to(device)
+    z = wide_product(h, W)
+    assert z.dtype == torch.float32 and z.shape == (*before, 7, 50)
+    assert float((z - h.double() @ W.double().mT).abs().max()) < 1e-3     # of some 50
+
+
+def moved(tiny, device, dtype):
+    "The embedded policy, its adapter moved by the same everywhere."
+    policy = Policy.from_pretrained(tiny, device=device, dtype=dtype)
+    generator = torch.Generator().manual_seed(1)
+    for weight in policy.trainable:
+        weight.data += (.02*torch.randn(weight.shape, generator=generator)).to(weight)
+    return policy
+
+
+@pytest.mark.parametrize("device", ["cpu", CARD])
+def test_half_precision_samples_scores_and_learns(tiny, device):
+    "No log-probability above 0, sampler and scorer alike, both near 64 bits; then two steps."
+    policy = moved(tiny, device, torch.bfloat16)
+    assert policy.rows == "packed" and policy.shared
+    ro = rollout(policy, problems(6, split="test"), n=4, max_new_tokens=32, seed=1)
+    with torch.no_grad():
+        scores = policy.logps(ro.problems, ro.grouped)
+        exact = moved(tiny, "cpu", torch.float64).logps(ro.problems, ro.grouped)
+    T = scores.logp.shape[1]
+    sampled, scored, want = [table[scores.mask].cpu().double()
+                             for table in (ro.old_logp[:, :T], scores.logp, exact.logp.to(device))]
+    assert float(sampled.max()) <= 0 and float(scored.max()) <= 0
+    floor = float((want - scored).abs().mean())
+    assert 0 < floor < .05
+    assert float((scored - sampled).expm1().abs().mean()) < 2*floor
+    cfg = Config(steps=2, prompts=4, responses=4, max_new_tokens=32)
+    for row in train(policy, problems(8, split="train"), cfg):
+        assert row["skipped_updates"] == 0 and row["grad_norm"] > 0

@@ -34,6 +34,39 @@ def drawn(trained):
     return ro, ro.old_logp[:, :T][again.mask], again.logp[again.mask]
 
 
+@pytest.fixture
+def as_on_a_card(monkeypatch):
+    """Tensors say that they lie on a card, whose products take two of 16 bits alike and give 32
+    (the documentation of `torch.mm` and `torch.bmm`). Returns the widths of those asked for."""
+    asked = []
+
+    def product(dimensions):
+        def of(a, b, *, out_dtype):
+            assert a.ndim == b.ndim == dimensions
+            assert a.dtype == b.dtype == HALF and out_dtype == torch.float32
+            asked.append(dimensions)
+            return a.float() @ b.float()
+        return of
+
+    monkeypatch.setattr(torch.Tensor, "is_cuda", True)
+    monkeypatch.setattr(torch, "mm", product(2))
+    monkeypatch.setattr(torch, "bmm", product(3))
+    return asked
+
+
+def test_what_a_card_would_be_asked_for(trained, drawn, as_on_a_card):
+    "Attention and head of the sampler, the head of the scorer: its products, and the same numbers."
+    ro, sampled, scored = drawn
+    again = rollout(trained, ro.problems, n=4, seed=1)
+    assert set(as_on_a_card) == {2, 3}
+    assert again.responses == ro.responses
+    as_on_a_card.clear()
+    logp = trained.logps(ro.problems, ro.grouped)
+    assert set(as_on_a_card) == {2}
+    assert torch.allclose(again.old_logp, ro.old_logp, atol=1e-5)
+    assert torch.allclose(logp.logp[logp.mask], scored, atol=1e-5)
+
+
 def test_no_log_probability_is_above_zero(drawn):
     _, sampled, scored = drawn
     assert len(sampled) > 800
@@ -68,9 +101,10 @@ def test_sampler_and_scorer_differ_by_what_packing_alone_does(trained, drawn):
     assert far < 2*float((by_packing > .01).float().mean()) < .2
 
 
-@pytest.mark.parametrize("temperature", [1.0, 0.7])
-def test_head_in_half_precision_against_64_bits(trained, drawn, temperature):
+@pytest.mark.parametrize("temperature, card", [(1.0, False), (0.7, False), (1.0, True)])
+def test_head_in_half_precision_against_64_bits(trained, drawn, temperature, card, request):
     "Log-probability, entropy and gradient from bf16 states and weights, as exact as 32 bits are."
+    asked = request.getfixturevalue("as_on_a_card") if card else []
     torch.manual_seed(0)
     W = trained.head
     N = 64
@@ -90,6 +124,7 @@ def test_head_in_half_precision_against_64_bits(trained, drawn, temperature):
     assert float((got_entropy - entropy).abs().max()) < 1e-5
     error = (gradient - want_grad)[chosen].norm()/want_grad[chosen].norm()
     assert float(error) < 2**-8                                              # it is stored in bf16
+    assert set(asked) == ({2} if card else set())
 
 
 def test_sampler_draws_from_logits_of_32_bits(trained, monkeypatch):
