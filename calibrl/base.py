@@ -380,6 +380,16 @@ def save_files(folder, *parts):     # models, and what reads for them
         except (OSError, SafetensorError) as e:      # a full disk is the second to safetensors
             raise OSError(f"{folder} could not be written ({one_line(e)})") from None
 
+def base_note(model)->dict:     # peft model
+    "Return what an adapter notes of its base: its name, and what stands for its weights."
+    name = model.get_base_model().config._name_or_path
+    return {"model": name, "fingerprint": fingerprint(model)}
+
+def note_base(path, base:dict):     # folder of an adapter; from `base_note`
+    "Note beside an adapter which base it is for, and what its files are."
+    note = base | {"checksums": adapter_hashes(Path(path))}
+    write_atomic(Path(path)/"base.json", json.dumps(note) + "\n")
+
 def save_adapter(model,    # peft model
                  path):    # folder to write
     "Save the adapter alone, as a folder that plain peft loads, and a note of its base."
@@ -387,9 +397,7 @@ def save_adapter(model,    # peft model
         raise ValueError("this policy has no adapter to save: "
                          "load it with a lora_rank or an adapter")
     save_files(path, model)
-    note = {"model": model.get_base_model().config._name_or_path,
-            "fingerprint": fingerprint(model), "checksums": adapter_hashes(Path(path))}
-    write_atomic(Path(path)/"base.json", json.dumps(note) + "\n")
+    note_base(path, base_note(model))
 
 # %% ../nbs/01c_base.ipynb #58a4ad37
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}

@@ -2,25 +2,34 @@
 the same gradients. `make test-trl` runs this file; it is skipped where TRL is not installed."""
 import hashlib
 import inspect
+import json
 import os
 import pickle
 import re
+import shlex
 import shutil
 import signal
 import subprocess
 import sys
+import time
+from importlib.util import find_spec
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
 import torch.nn.functional as F
+from safetensors.torch import load_file
 
 from calibrl import trl as ours
-from calibrl.cli import main
+from calibrl.cli import main, of_kind, read_options
+from calibrl.config import Config
 from calibrl.files import read_jsonl
 from calibrl.loss import GAPS, calibrl_loss, group_advantages
 from calibrl.loss.live import live_loss
 from calibrl.runs import engine_trl
+from calibrl.runs.folder import RunSpec
+from calibrl.runs.options import by_engine
 
 pytest.importorskip("trl", reason="TRL is not installed: make test-trl")
 from datasets import Dataset  # noqa: E402
@@ -485,6 +494,167 @@ def test_a_run_validates_and_judges_by_a_reward_of_its_own(tmp_path):
     assert 0 <= row["val_accuracy"] <= 1 and (out/"validation/step-0.jsonl").exists()
 
 
+CONFIGS = Path(ours.__file__).parent/"assets"
+MANY = pytest.mark.skipif("CALIBRL_TWO_PROCESSES" not in os.environ,
+                          reason="several processes take minutes: make test-trl")
+
+
+DEEPSPEED = pytest.mark.skipif(find_spec("deepspeed") is None, reason="DeepSpeed is not installed")
+
+
+def environment(config, count):
+    "What accelerate's launcher puts into the environment for a configuration file."
+    from accelerate.commands.launch import _validate_launch_command, launch_command_parser
+    from accelerate.utils.launch import prepare_deepspeed_cmd_env, prepare_multi_gpu_env
+    argv = ["--config_file", str(CONFIGS/f"{config}.yaml"), "--num_processes", str(count), "x.py"]
+    args, *_ = _validate_launch_command(launch_command_parser().parse_args(argv))
+    if config == "zero3":
+        args.deepspeed_fields_from_accelerate_config = ""
+        _, env = prepare_deepspeed_cmd_env(args)
+        env |= {"ACCELERATE_MIXED_PRECISION": "no", "DS_ACCELERATOR": "cpu"}
+    else:
+        env = prepare_multi_gpu_env(args)
+    return {k: v for k, v in env.items() if os.environ.get(k) != v}
+
+
+def kill_all(process):
+    "kill -9 for a launcher and all that it started, none of which lives on."
+    launcher = psutil.Process(process.pid)
+    every = [launcher, *launcher.children(recursive=True)]
+    for one in every:
+        one.suspend()
+    for one in every:
+        one.kill()
+    process.communicate()
+
+
+def several(out, reward, config=None, count=1):
+    "Start a run with given answers."
+    tests = Path(__file__).parent
+    argv = [str(tests/"given_answers.py"), *ENGINE, "--mini-batches", "1", "--steps", "3",
+            "--reward", f"{reward}:odd", "--out", str(out)]
+    if count > 1:
+        argv = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={count}", *argv]
+    env = os.environ | {"PYTHONPATH": str(tests.parent), "OMP_NUM_THREADS": "1",
+                        "ACCELERATE_USE_CPU": "true", "CALIBRL_DEBUG": "1"}
+    env |= environment(config, count) if config else {}
+    return subprocess.Popen([sys.executable, *argv], env=env, text=True, stdout=subprocess.PIPE,
+                            stderr=subprocess.PIPE)
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory):
+    "A run of one process with given answers, and the reward that judges them."
+    folder = tmp_path_factory.mktemp("several")
+    reward = folder/"mine.py"
+    reward.write_text("def odd(response, answer, **columns):\n"
+                      "    return len(response) % 2 == 1, 0.25*(len(response) % 4)\n")
+    process = several(folder/"alone", reward)
+    _, said = process.communicate(timeout=900)
+    assert process.returncode == 0, said[-2000:]
+    return folder/"alone", reward
+
+
+def test_accelerate_reads_each_configuration():
+    "By the reader that `accelerate launch --config_file` has."
+    from accelerate.commands.config.config_args import load_config_from_file
+    read = {path.stem: load_config_from_file(str(path)) for path in CONFIGS.glob("*.yaml")}
+    assert {name: str(found.distributed_type) for name, found in read.items()} == {
+        "ddp": "DistributedType.MULTI_GPU", "fsdp2": "DistributedType.FSDP",
+        "zero3": "DistributedType.DEEPSPEED"}
+    assert read["fsdp2"].fsdp_config["fsdp_version"] == 2
+    assert read["zero3"].deepspeed_config["zero_stage"] == 3
+    assert environment("fsdp2", 2)["FSDP_VERSION"] == "2"
+    assert "ACCELERATE_USE_FSDP" not in environment("ddp", 2)
+
+
+PAGE = Path(__file__).resolve().parent.parent/"nbs/pages/scale.ipynb"
+VALUES = {"MODEL": "a/model", "DATA": "problems.jsonl", "OUT": "runs/a", "SERVER": "node3",
+          "HERE": str(CONFIGS), "HEAD": "node1", "SLURM_PROCID": "1"}
+
+
+def command_lines(text):
+    "The commands of a script or a page that hold a run of ours, as words, variables filled in."
+    text = text.replace("\\\n", " ").replace("fsdp2.yaml --", f"{CONFIGS}/fsdp2.yaml --")
+    text = re.sub(r"\$(\w+)", lambda found: VALUES.get(found[1], found[0]), text)
+    lines = [line.strip() for line in text.splitlines()]
+    return [shlex.split(line) for line in lines
+            if re.match(r"(calibrl train|accelerate launch) ", line)]
+
+
+def page_text():
+    cells = json.loads(PAGE.read_text(encoding="utf-8"))["cells"]
+    return "\n".join("".join(c["source"]) for c in cells if c["cell_type"] == "markdown")
+
+
+@pytest.mark.parametrize("place, count", [("slurm.sh", 1), ("page", 3)])
+def test_commands_of_scripts_and_page_are_ones(place, count):
+    "accelerate parses its part of a line, and `calibrl train` the words behind it."
+    from accelerate.commands.launch import _validate_launch_command, launch_command_parser
+    text = page_text() if place == "page" else (CONFIGS/place).read_text(encoding="utf-8")
+    found = command_lines(text)
+    assert len(found) == count
+    for words in found:
+        if words[0] == "accelerate":
+            args = launch_command_parser().parse_args(words[2:])
+            args, *_ = _validate_launch_command(args)
+            assert args.use_fsdp and args.module and args.training_script == "calibrl.cli"
+            words = ["calibrl", *args.training_script_args]
+        assert words[1] == "train"
+        options = read_options("train", words[2:])
+        assert by_engine(Config(), RunSpec(**of_kind(RunSpec, options)), ())[1].engine == "trl"
+
+
+@pytest.mark.parametrize("script", ["slurm.sh", "vllm.sh"])
+def test_bash_reads_each_script(script):
+    done = subprocess.run(["bash", "-n", str(CONFIGS/script)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_the_page_says_what_the_record_of_both_engines_says():
+    record = json.loads((PAGE.parents[2]/"benchmarks/engines.json").read_text(encoding="utf-8"))
+    right = {name: [verdict for run in record["runs"] if run["engine"] == name
+                    for verdict in run["right"]] for name in ("calibrl", "trl")}
+    before, ours, theirs = (f"{sum(values)/len(values):.1%}"
+                            for values in (record["before"], right["calibrl"], right["trl"]))
+    assert (f"From {before} before training, our engine came to {ours} and TRL's loop to"
+            f" {theirs}") in page_text().replace("\n", " ")
+    assert {run["seed"] for run in record["runs"]} == {0, 1, 2}
+    assert len(record["before"]) == 128 and len(right["trl"]) == 3*128
+
+
+@MANY
+@pytest.mark.parametrize("count, config", [(2, "ddp"), (2, "fsdp2"), (4, "ddp"), (4, "fsdp2"),
+                                           pytest.param(2, "zero3", marks=DEEPSPEED)])
+def test_several_processes_make_the_run_of_one(alone, tmp_path, count, config):
+    "Killed with all its processes after the first checkpoint, and gone on with."
+    straight, reward = alone
+    out = tmp_path/"run"
+    process = several(out, reward, config, count)
+    end = time.monotonic() + 900
+    while not (out/"checkpoints/step-1").exists():
+        assert process.poll() is None and time.monotonic() < end, process.stderr.read()[-2000:]
+        time.sleep(0.01)
+    kill_all(process)
+    assert not (out/"summary.json").exists()
+
+    # the same command
+    process = several(out, reward, config, count)
+    said, errors = process.communicate(timeout=900)
+    assert process.returncode == 0, errors[-2000:]
+    assert "unfinished: going on from step-" in said
+    one, many = metrics(straight), metrics(out)
+    assert len(one) == len(many) == 3 and one[0]["grad_norm"] > 0
+    for row, other in zip(one, many, strict=True):
+        assert row.keys() == other.keys()
+        apart = {name: abs(value - other[name]) for name, value in row.items() if name != "sample"}
+        assert max(apart.values()) < TOLERANCE, apart
+    weights = [load_file(folder/"adapter/adapter_model.safetensors") for folder in (straight, out)]
+    assert weights[0].keys() == weights[1].keys()
+    assert all((weights[0][k] - weights[1][k]).abs().max() < 1e-4 for k in weights[0])
+    assert (out/"adapter/base.json").exists()
+
+
 def test_without_trl_a_run_is_refused_before_anything_loads(tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "trl", None)
     ours.classes.cache_clear()
@@ -519,8 +689,7 @@ if start == 0:
 """
 
 
-@pytest.mark.skipif("CALIBRL_TWO_PROCESSES" not in os.environ,
-                    reason="two processes take half a minute: make test-trl")
+@MANY
 def test_two_processes_share_a_group(tmp_path):
     "Rows 4 to 7 are one group, whose first two are in one process and the others in the next."
     script = tmp_path/"two.py"

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = []
 
-# %% ../../nbs/runs/engine_trl.ipynb #c09c5442
-import contextlib, time
+# %% ../../nbs/runs/engine_trl.ipynb #61c62480
+import contextlib, shutil, time
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,14 +14,15 @@ from typing import NamedTuple
 
 import torch
 
-from ..base import recomputes
+from ..base import base_note, note_base, recomputes
 from ..config import Config
-from ..files import delete
+from ..files import delete, replace_folder
 from ..parallel import all_gather, processes
 from ..records import samples_to_read
 from ..rollout import Policy
 from .checkpoints import Unreadable, check_hashes, prune, read_state, seal
 from .fit import measure
+from .launch import sharding
 from .logs import LOGS
 from .loop import (Recorder, asked_to_stop, leave_results, numbers_now,
                                open_recorder, resume, stopped, validate_before)
@@ -180,6 +181,17 @@ def begin(policy:Policy, out:Path)->list:     # the metrics of the steps that ar
             delete(half)
     return resume(policy, out, readable)
 
+# %% ../../nbs/runs/engine_trl.ipynb #6f032b16
+PARTS = ("adapter_config.json", "adapter_model.safetensors")
+
+def leave_sharded(out:Path, steps:int,
+                  base:dict):     # from `base_note`, before it was sharded
+    "Make the adapter of the last checkpoint the run's."
+    with replace_folder(out/"adapter") as new:
+        for name in PARTS:
+            shutil.copyfile(out/"checkpoints"/f"step-{steps}"/name, new/name)
+        note_base(new, base)
+
 # %% ../../nbs/runs/engine_trl.ipynb #4cb266c4
 class Watched(NamedTuple):
     "What a callback needs."
@@ -187,7 +199,7 @@ class Watched(NamedTuple):
     verdicts: Verdicts
     asked: list                     # empty until a signal comes
     validation: Validation|None
-    micro_batches: int              # of a step, in all processes
+    micro_batches: int              # of a step, in each process
 
 def after_step(run:Watched, logs:dict, clock:dict)->bool:     # whether to save
     "Record a step that TRL has logged."
@@ -255,9 +267,26 @@ def trainer_class(cfg:Config):     # a subclass of `CalibRLTrainer`
 
     return Scheduled
 
-# %% ../../nbs/runs/engine_trl.ipynb #ce469247
-def make_trainer(policy:Policy, problems:list, cfg:Config, out:Path, verdicts:Verdicts):
-    "Return TRL's trainer of a run, and how many micro-batches a step has in all processes."
+# %% ../../nbs/runs/engine_trl.ipynb #97b0f54f
+def sampler(
+    vllm,           # None, "colocate", or the address of a server
+    banned:list,    # ids of tokens that are never drawn
+)->dict:            # of a `CalibRLConfig`
+    "Return TRL's settings for who samples."
+    if vllm is None:
+        return {"generation_kwargs": {"suppress_tokens": banned}}
+    kept_out = {"logit_bias": dict.fromkeys(banned, -100.)}
+    where = {"vllm_mode": "colocate"} if vllm == "colocate" else {
+        "vllm_mode": "server", "vllm_server_base_url": vllm}
+    return {"use_vllm": True, "generation_kwargs": kept_out} | where
+
+# %% ../../nbs/runs/engine_trl.ipynb #3f5c66ef
+def adapter_dtype(model):
+    "Return in which kind of number the adapter is trained."
+    return model.dtype if sharding() == "DeepSpeed" else torch.float32
+
+def make_trainer(policy:Policy, problems:list, cfg:Config, out:Path, verdicts:Verdicts, vllm=None):
+    "Return TRL's trainer of a run, and how many micro-batches a step has in each process."
     from transformers import PrinterCallback
 
     from calibrl.trl import CalibRLConfig
@@ -267,19 +296,17 @@ def make_trainer(policy:Policy, problems:list, cfg:Config, out:Path, verdicts:Ve
     args = CalibRLConfig(
         output_dir=str(out/"checkpoints"), save_strategy="no", report_to="none", disable_tqdm=True,
         use_cpu=not gpu, bf16=gpu,
-        gradient_checkpointing=recomputes(cfg.gradient_checkpointing, policy.device),
-        generation_kwargs={"suppress_tokens": policy.banned}, **trl_settings(cfg, size, count))
+        gradient_checkpointing=recomputes(cfg.gradient_checkpointing, "cuda" if gpu else "cpu"),
+        **sampler(vllm, policy.banned), **trl_settings(cfg, size, count))
     policy.tokenizer.padding_side = "left"
     trainer = trainer_class(cfg)(
         policy.model, [verdicts.correct, verdicts.total], args,
         train_dataset=lazy_rows(problems, policy.words, cfg.prompts),
         processing_class=policy.processor)
     trainer.remove_callback(PrinterCallback)
-
-    # TRL rounds the adapter of a quantised base to bf16, where small updates are lost
     for weight in policy.trainable:
-        weight.data = weight.data.float()
-    return trainer, count*cfg.mini_batches*processes()[1]
+        weight.data = weight.data.to(adapter_dtype(policy.model))
+    return trainer, count*cfg.mini_batches
 
 # %% ../../nbs/runs/engine_trl.ipynb #d9137e8a
 def run_on_trl(policy:Policy, problems:list, cfg:Config,
@@ -287,11 +314,13 @@ def run_on_trl(policy:Policy, problems:list, cfg:Config,
                tracker=None,     # a name in `TRACKERS`
                held=None,        # problems to validate on
                judge=verify,     # (texts, problems) -> scores
+               vllm=None,        # as in `sampler`
               )->list:           # the metrics of each step
     "Train by TRL's loop, from where the run folder stands; return all its metrics."
     first = processes()[0] == 0
     rows = begin(policy, out)
     newest = str(out/"checkpoints"/f"step-{len(rows)}") if rows else None
+    base = base_note(policy.model) if sharding() else None
     with contextlib.ExitStack() as stack:
         notes = Notes(policy, None, cfg, out, rows, saved=len(rows), validated=held is not None,
                       said=set(first_signs(rows)))
@@ -301,12 +330,14 @@ def run_on_trl(policy:Policy, problems:list, cfg:Config,
         validation = None if held is None else Validation(held, cfg, out, own)
         validate_before(notes, validation)
         verdicts = Verdicts(policy, problems, judge)
-        trainer, micro_batches = make_trainer(policy, problems, cfg, out, verdicts)
+        trainer, micro_batches = make_trainer(policy, problems, cfg, out, verdicts, vllm)
         run = Watched(notes, verdicts, asked, validation, micro_batches)
         trainer.add_callback(callback(run))
         trainer.train(resume_from_checkpoint=newest)
+    if first and base:
+        leave_sharded(out, len(rows), base)
     if first:
-        leave_results(policy, out, rows)
+        leave_results(policy, out, rows, adapter=base is None)
     if notes.stop:
         stopped(out, rows, cfg, first)
     return rows

@@ -115,6 +115,7 @@ class RunSpec:
     val_split: str | None = None            # of that file, where there are several
     val_seed: int | None = None             # draws what is held out; None: 0, whatever the run's
     engine: str | None = None               # "trl": its loop runs the steps; None: ours
+    vllm: str | None = None                 # "colocate", or a server's address: samples for TRL
 
 # %% ../../nbs/runs/folder.ipynb #fce44eb3
 def check_notes(noted):
@@ -151,7 +152,8 @@ def read_run(path)->tuple:     # Config, and what else the run notes
 
 # %% ../../nbs/runs/folder.ipynb #9bcf9e9c
 # Options that leave every number of a run as it is
-MAY_CHANGE = ("sample_every", "save_every", "keep", "max_broken", "gradient_checkpointing")
+MAY_CHANGE = ("sample_every", "save_every", "keep", "max_broken", "gradient_checkpointing",
+              "vllm")      # a cluster gives a server another address each time
 
 def other_options(path,           # of a run
                   cfg:Config,     # the configuration now

@@ -41,13 +41,26 @@ def leave_processes():
 # %% ../../nbs/runs/launch.ipynb #28f122f1
 SHARDING = {"ACCELERATE_USE_FSDP": "FSDP", "ACCELERATE_USE_DEEPSPEED": "DeepSpeed"}
 
-def refuse_sharding():
-    "Raise ValueError where the launcher is configured to shard the base."
+def sharding()->str|None:
+    "Return by what the launcher is configured to shard the base; None where each has all of it."
     for name, what in SHARDING.items():
         if os.environ.get(name, "").lower() == "true":
-            raise ValueError(f"{what} is configured, but this engine gives each process the whole"
-                             " base: add --engine trl (see the page 'Which engine when',"
-                             " pages/scale), or launch with ddp.yaml")
+            return what
+    return None
+
+def place_of(device)->dict:     # where this process computes
+    "Return where a base is loaded: one to be sharded goes to main memory, for GPUs in 16 bits."
+    if sharding() is None:
+        return {"device": device}
+    return {"device": "cpu", "dtype": torch.bfloat16 if torch.cuda.is_available() else None}
+
+def refuse_sharding():
+    "Raise ValueError where the launcher is configured to shard the base."
+    what = sharding()
+    if what:
+        raise ValueError(f"{what} is configured, but this engine gives each process the whole"
+                         " base: add --engine trl (see the page 'Which engine when',"
+                         " pages/scale), or launch with ddp.yaml")
 
 def lost_partner(e:Exception)->bool:
     "Return whether an error comes from the connection between processes."

@@ -306,9 +306,10 @@ def run_in_folder(policy:Policy, problems, cfg:Config,
     return rows
 
 # %% ../../nbs/runs/loop.ipynb #df1f7d9d
-def leave_results(policy:Policy, out, rows:list):
+def leave_results(policy:Policy, out, rows:list, adapter=True):     # whether to save it, too
     "Save adapter and curves."
-    save_adapter(policy, out)
+    if adapter:
+        save_adapter(policy, out)
     if rows:
         save_curves(out, run_figure(out, rows))
 

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from calibrl.config import Config, check_kind, load_config, read_toml
 from calibrl.runs.folder import RunSpec
+from calibrl.runs.launch import sharding
 from calibrl.runs.sources import remembered
 
 # %% ../../nbs/runs/options.ipynb #1746902d
@@ -73,11 +74,6 @@ def not_carried(cfg:Config, said)->dict:     # names of the options that somebod
     wrong |= {name: why for name, why in OURS_ALONE.items() if name in said}
     return {name: why for name, why in wrong.items() if why}
 
-def is_sharded()->bool:
-    "Return whether `accelerate launch` was told to spread the base over the processes."
-    names = ("ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED")
-    return any(os.environ.get(name, "").lower() == "true" for name in names)
-
 def check_carried(cfg:Config, spec:RunSpec,
                   said=()):     # names of the options that somebody gave
     "Raise ValueError for an option that TRL's loop cannot carry out."
@@ -86,9 +82,9 @@ def check_carried(cfg:Config, spec:RunSpec,
         raise ValueError(f"{flag} {getattr(cfg.resolved(), name)} does not go with --engine trl:"
                          f" {why}; leave it out, or take --engine calibrl")
     for name in ("bits", "val"):
-        if is_sharded() and getattr(spec, name) is not None:
-            raise ValueError(f"--{name} does not go with a base that FSDP or DeepSpeed spreads over"
-                             " the processes: leave it out, or launch with ddp.yaml")
+        if sharding() and getattr(spec, name) is not None:
+            raise ValueError(f"--{name} does not go with a base that {sharding()} spreads over the"
+                             " processes: leave it out, or launch with ddp.yaml")
 
 # %% ../../nbs/runs/options.ipynb #577479c7
 ENGINES = ("calibrl", "trl")
@@ -105,7 +101,12 @@ def by_engine(cfg:Config, spec:RunSpec, said)->tuple:     # Config, RunSpec
     "Return options as their engine takes them, or raise ValueError for what it cannot carry."
     if spec.engine not in (None, *ENGINES):
         raise ValueError(f"engine must be one of {', '.join(ENGINES)}, not {spec.engine!r}")
+    if spec.vllm not in (None, "colocate") and not spec.vllm.startswith(("http://", "https://")):
+        raise ValueError("vllm must be colocate or an address such as http://10.0.0.1:8000, not"
+                         f" {spec.vllm!r}")
     if spec.engine != "trl":
+        if spec.vllm is not None:
+            raise ValueError("--vllm samples for --engine trl alone: add that, or leave it out")
         return cfg, replace(spec, engine=None)
     check_carried(cfg, spec, said)
     return replace(cfg, rows="plain"), spec
@@ -118,7 +119,7 @@ def usual_bits(asked,      # 4, 8, 16 or None
                gpu:bool,   # whether there is one
               ):           # 4, 8, or None for full precision
     "Return in how many bits a base is stored: as asked, else 4 where a preset means them."
-    if asked is None and preset == REAL and gpu and not is_sharded():
+    if asked is None and preset == REAL and gpu and not sharding():
         return 4
     return None if asked == 16 else asked
 

@@ -8,6 +8,7 @@ __all__ = []
 # %% ../../nbs/runs/start.ipynb #4ac9a6bc
 import contextlib, sys
 from dataclasses import asdict, dataclass, fields, replace
+from functools import partial
 from pathlib import Path
 
 from ..config import Config, save_config
@@ -18,7 +19,8 @@ from ..rollout import Policy
 from .checkpoints import checkpoints
 from .fit import check_fit
 from .folder import RunSpec, claim_run, leave, other_options, read_run, run_notes
-from .launch import join_processes, leave_processes, lost_partner, refuse_sharding
+from .launch import (join_processes, leave_processes, lost_partner, place_of,
+                                 refuse_sharding)
 from .loop import run_in_folder
 from .report import finish
 from .sources import (OF_A_FILE, adapter_folder, check_same, drawn_problems,
@@ -100,8 +102,8 @@ def load_policy(cfg:Config, spec:RunSpec, model, device=None)->Policy:
     adapter = spec.adapter and adapter_folder(spec.adapter)
     policy = Policy.from_pretrained(
         model, bits=spec.bits, lora_rank=spec.lora_rank, adapter=adapter, seed=cfg.seed,
-        device=device, gradient_checkpointing=cfg.gradient_checkpointing, rows=cfg.rows,
-        train_vision=cfg.train_vision)
+        gradient_checkpointing=cfg.gradient_checkpointing, rows=cfg.rows,
+        train_vision=cfg.train_vision, **place_of(device))
     policy.set_prompts(**prompt_options(cfg))
     return policy
 
@@ -164,7 +166,7 @@ def trainer_of(spec:RunSpec):     # a function such as `run_in_folder`
     if spec.engine is None:
         return run_in_folder
     from calibrl.runs.engine_trl import run_on_trl
-    return run_on_trl
+    return partial(run_on_trl, vllm=spec.vllm)
 
 def train_or_say(run:Run, policy:Policy, problems:list, tracker, held, judge):
     "Train and report, or raise an error that says how to go on."
