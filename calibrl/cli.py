@@ -135,6 +135,9 @@ def train(
     # whose loop runs the steps: calibrl, or trl, which shards and samples with vLLM but shares no
     # prompts; it needs pip install 'trl>=1.16,<1.17' (default: calibrl)
     engine:str=None,
+    # who samples for --engine trl: colocate (vLLM in the same process), or the address of a vLLM
+    # server, such as http://10.0.0.1:8000 (default: transformers)
+    vllm:str=None,
     tracker:str=None,        # tensorboard, trackio or wandb, beside metrics.jsonl (default: none)
     # refuse, before a weight is loaded, what cannot fit into the device's memory
     memory_check:bool=True,
