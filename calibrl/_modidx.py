@@ -1091,6 +1091,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                    'calibrl.runs.demo.Exams.answered': ('runs/demo.html#exams.answered', 'calibrl/runs/demo.py'),
                                    'calibrl.runs.demo.all_answers': ('runs/demo.html#all_answers', 'calibrl/runs/demo.py'),
                                    'calibrl.runs.demo.begin_demo': ('runs/demo.html#begin_demo', 'calibrl/runs/demo.py'),
+                                   'calibrl.runs.demo.beside_grpo': ('runs/demo.html#beside_grpo', 'calibrl/runs/demo.py'),
                                    'calibrl.runs.demo.compare_by': ('runs/demo.html#compare_by', 'calibrl/runs/demo.py'),
                                    'calibrl.runs.demo.compare_exams': ('runs/demo.html#compare_exams', 'calibrl/runs/demo.py'),
                                    'calibrl.runs.demo.demo_in': ('runs/demo.html#demo_in', 'calibrl/runs/demo.py'),

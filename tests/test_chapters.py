@@ -95,6 +95,14 @@ def test_code_fits_beside_its_output(path):
     assert wide == []
 
 
+@pytest.mark.parametrize("path", [*CHAPTERS, ROOT/"nbs/00_loss.ipynb", ROOT/"nbs/00a_tasks.ipynb"],
+                         ids=lambda path: path.stem)
+def test_what_the_site_hides_is_folded_in_jupyterlab(path):
+    for cell in json.loads(path.read_text(encoding="utf-8"))["cells"]:
+        if re.search(r"^#\s*\|\s*hide(_input)?$", "".join(cell["source"]), flags=re.M):
+            assert cell["metadata"] == {"jupyter": {"source_hidden": True}}, cell["source"]
+
+
 def first_use(word, cells):
     "The first cell of the text that uses a word, and how it stands there."
     for i, (kind, source, *_) in enumerate(cells):

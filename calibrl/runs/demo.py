@@ -151,6 +151,16 @@ def write_demo_report(out,
                            samples)
     write_atomic(out/"report.html", page)
 
+# %% ../../nbs/runs/demo.ipynb #f408ed29
+def beside_grpo(cfg:Config, rows:list)->str:     # metrics of the steps
+    "Return in one line what the gate did to GRPO's pushes; nothing for another method or gap."
+    if cfg.method != "calibrl" or cfg.gap != "token" or not rows:
+        return ""
+    wrong = 1 - mean_of(rows, "gated_fraction")
+    return (f"Beside GRPO: {wrong:.0%} of the tokens were on the wrong side of the expert, and were"
+            f" pushed {1 + cfg.weight:.2f} times as hard; the others"
+            f" {1 + cfg.weight*cfg.alpha:.2f} times.\n")
+
 # %% ../../nbs/runs/demo.ipynb #cce260d6
 def demo_tests(size:int)->dict:     # name -> problems
     "Return the tests of the demo: new numbers, hard compositions, and blank pictures."
@@ -158,7 +168,7 @@ def demo_tests(size:int)->dict:     # name -> problems
     return {"test": test, "hard": geometry.problems(size//3, split="hard"),
             "blank pictures": [geometry.blind(problem) for problem in test]}
 
-def say_demo(out, figures:list, bound:float, rows:list, seconds:float):
+def say_demo(out, cfg:Config, figures:list, bound:float, rows:list, seconds:float):
     "Print what training changed, and where to look."
     print("\n" + table(figures))
     print("\nThe best any policy can do on blank pictures, by the question alone:"
@@ -167,6 +177,7 @@ def say_demo(out, figures:list, bound:float, rows:list, seconds:float):
         ends = [mean_of(part, "entropy") for part in (rows[:10], rows[-10:])]
         print(f"Entropy of the policy on its own answers: {ends[0]:.3f} nats a token in the first"
               f" ten steps, {ends[1]:.3f} in the last ten.")
+        print(beside_grpo(cfg, rows), end="")
     files = [str(out/name) for name in ("report.html", "curves.png", "samples.png",
                                         "metrics.jsonl")]
     print(f"{seconds:.0f} s. To look at: {', '.join(files)}; the adapter: {out/'adapter'}")
@@ -206,7 +217,7 @@ def demo_in(out, cfg:Config, size:int, k:int):     # an empty folder, ours alone
     record = {"config": asdict(cfg), "figures": figures, "blind_bound": bound,
               "seconds": time.time() - start, "versions": versions()}
     write_atomic(out/"summary.json", json.dumps(record, indent=1))
-    say_demo(out, figures, bound, rows, time.time() - start)
+    say_demo(out, cfg, figures, bound, rows, time.time() - start)
 
 def run_demo(out, cfg:Config, size:int, k:int):     # problems of the test, answers to each
     "Train the embedded policy in a folder, or raise OSError that says what is left."
