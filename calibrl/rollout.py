@@ -35,7 +35,8 @@ class Rollouts:
     texts: list                  # rows decoded responses
     scores: list                 # rows verdicts of the verifier (`Score`)
     mask: torch.Tensor           # (rows, T) True on response tokens
-    old_logp: torch.Tensor       # (rows, T) log-probabilities under the policy that sampled
+    old_logp: torch.Tensor       # (rows, T) log-probabilities under the policy of that time
+    sampler_logp: torch.Tensor   # (rows, T) the same under who sampled, the policy or a server
     expert_logp: torch.Tensor    # (rows, T) of that row's expert, from position 0; 0 past its end
     expert_mask: torch.Tensor    # (rows, T) True on expert tokens
     entropy: torch.Tensor        # (rows, T) of the policy that sampled, in nats
@@ -51,9 +52,7 @@ class Rollouts:
     @classmethod
     def from_scores(cls, scores:list, **known):    # rows verdicts, all other fields
         "Return rollouts whose rewards and verdicts are those of the scores."
-        new = known["mask"].new_tensor                    # on its device, booleans by default
-        total = new([s.total for s in scores], dtype=torch.float)
-        return cls(scores=scores, rewards=total, correct=new([s.correct for s in scores]), **known)
+        return cls(scores=scores, **verdicts(scores, known["mask"]), **known)
 
     @property
     def grouped(self)->list:
@@ -72,10 +71,16 @@ class Rollouts:
         return replace(self, problems=problems, n=n, extra=extra, **chosen)
 
 # %% ../nbs/01_rollout.ipynb #fcc5e311
+def verdicts(scores:list, mask)->dict:     # of rows
+    "Return the rewards and what is correct as tensors on the device of a mask."
+    return {"rewards": mask.new_tensor([score.total for score in scores], dtype=torch.float),
+            "correct": mask.new_tensor([score.correct for score in scores])}
+
+OF_ALL = ("problems", "n", "judge", "extra")     # what `Rollouts` has not of each row
+
 def row_fields()->list:
     "Return the names of what `Rollouts` has of each row."
-    names = [field.name for field in fields(Rollouts)]
-    return [name for name in names if name not in ("problems", "n", "judge", "extra")]
+    return [field.name for field in fields(Rollouts) if field.name not in OF_ALL]
 
 def pick_rows(values, rows:list):    # a tensor or a list, indices
     "Return some rows of a tensor or a list."
@@ -107,8 +112,8 @@ def rollout(policy:Policy,
     >>> ro.rewards.shape, [len(group) for group in ro.grouped]
     (torch.Size([8]), [4, 4])
     """
-    out = policy.sample(problems, n, temperature, max_new_tokens, seed,
-                        experts=[p.expert for p in problems])
+    out = (policy.sampler or policy).sample(problems, n, temperature, max_new_tokens, seed,
+                                            experts=[p.expert for p in problems])
     texts = [policy.decode(response) for response in out.ids]
     asked = [p for p in problems for _ in range(n)]
     scores = judge([policy.opening + text for text in texts], asked)
@@ -122,7 +127,7 @@ def rollout(policy:Policy,
         mask=widen(out.mask, T), old_logp=widen(out.logp, T),
         expert_logp=widen(out.expert_logp, T).repeat_interleave(n, 0), expert_mask=expert_mask,
         entropy=widen(out.entropy, T), has_expert=expert_mask.any(1), truncated=truncated,
-        from_expert=torch.zeros_like(truncated),
+        from_expert=torch.zeros_like(truncated), sampler_logp=widen(out.sampler_logp, T),
         prompt_tokens=[length for length in out.prompt_tokens for _ in range(n)])
 
 # %% ../nbs/01_rollout.ipynb #e369d656
@@ -157,9 +162,8 @@ def stack(parts:list,    # `Rollouts` with equal group size
          )->Rollouts:    # as wide as the widest
     "Return the rollouts of several draws as one."
     T = max(part.mask.shape[1] for part in parts)
-    joined = {}
-    for name in ("problems", *row_fields()):
-        joined[name] = join([getattr(part, name) for part in parts], T)
+    names = ("problems", *row_fields())
+    joined = {name: join([getattr(part, name) for part in parts], T) for name in names}
     return Rollouts(n=parts[0].n, judge=parts[0].judge, **joined)
 
 # %% ../nbs/01_rollout.ipynb #428d1757
@@ -186,8 +190,9 @@ def expert_rows(policy:Policy,
     return Rollouts.from_scores(
         scores, problems=ro.problems, n=1, texts=texts, judge=ro.judge,
         responses=[policy.tokens(text) if text else [] for text in texts],
-        mask=mask, old_logp=logp, expert_logp=logp*0, expert_mask=mask & False, entropy=logp*0,
-        has_expert=none, truncated=none, from_expert=~none, prompt_tokens=ro.prompt_tokens[::ro.n])
+        mask=mask, old_logp=logp, sampler_logp=logp, expert_logp=logp*0,
+        expert_mask=mask & False, entropy=logp*0, has_expert=none, truncated=none,
+        from_expert=~none, prompt_tokens=ro.prompt_tokens[::ro.n])
 
 def with_experts(policy:Policy,
                  ro:Rollouts,

@@ -8,11 +8,11 @@ __all__ = ['train_step', 'batches', 'make_optimizer', 'train']
 # %% ../nbs/02_train.ipynb #64c889d6
 import math, random, time
 from collections import Counter
+from contextlib import contextmanager
 from dataclasses import replace
 from itertools import islice
 
 import torch
-import torch.nn.functional as F
 
 from .config import Config
 from .loss import OBJECTIVES, expert_gap, group_advantages
@@ -22,6 +22,7 @@ from .parallel import (all_gather, all_reduce_gradients, gather_rollouts, local_
 from .records import diagnosis, is_finite, propagate_nan, samples_to_read
 from .rollout import Policy, Rollouts, ratio_floor, recompute_activations, rollout
 from .selfcheck import mean_gap, own_group
+from .served import sampler_metrics, serving, weighted
 from .tasks import start_judge, verifier_stats, verify
 
 # what others take from here
@@ -85,8 +86,7 @@ def backward(policy:Policy,
             )->dict:              # its part of the mini-batch's metrics
     "Add a micro-batch's part to the gradients; return its part of the metrics."
     # log-probabilities now, as wide as the whole step
-    logp = policy.logps(part.problems, part.grouped, cfg.temperature).logp
-    logp = F.pad(logp, (0, part.mask.shape[1] - logp.shape[1]))
+    logp = weighted(policy.logps(part.problems, part.grouped, cfg.temperature).logp, part, cfg)
 
     # the loss as the method defines it, and the share with which it counts
     objective = OBJECTIVES[cfg.method]
@@ -248,7 +248,7 @@ def one_step(policy:Policy, optimizer, stream, cfg:Config, step:int, judge=verif
     metrics["ratio_limit"] = check_agreement(policy, ro, cfg, step, metrics["first_ratio_error"])
 
     # what the whole run is told, all processes together
-    metrics |= {"groups_drawn": drawn, "gap": metrics.pop("gap_mean")}
+    metrics |= {"groups_drawn": drawn, "gap": metrics.pop("gap_mean")} | sampler_metrics(ro, cfg)
     metrics |= {k: sum(all_gather(n - before[k])) for k, n in lost_verdicts(judge).items()}
     row = {"step": step, **metrics, "seconds": time.perf_counter() - start}
     return row | samples_to_read(ro, cfg, step, bool(metrics["skipped_updates"]))
@@ -274,20 +274,20 @@ def train(policy:Policy,      # its adapter is trained in place
           judge=verify,       # (texts, problems) -> scores, such as an `OwnReward`
          ):                   # generator: one dict a step
     "Train a policy; yield the metrics of each step, with one sampled response to look at."
-    prepare(policy, problems, cfg)
     optimizer = optimizer or make_optimizer(policy, cfg)
     drawn = sum(row["groups_drawn"] for row in done)
     stream = islice(batches(problems, cfg.prompts, cfg.seed), drawn//cfg.prompts, None)
     broken = [bool(row["skipped_updates"]) for row in done]
-    for step in range(len(done) + 1, cfg.steps + 1):
-        set_rate(optimizer, rate_share(cfg, step))
-        row = one_step(policy, optimizer, stream, at_step(cfg, step), step, judge)
-        yield row
+    with prepared(policy, problems, cfg):
+        for step in range(len(done) + 1, cfg.steps + 1):
+            set_rate(optimizer, rate_share(cfg, step))
+            row = one_step(policy, optimizer, stream, at_step(cfg, step), step, judge)
+            yield row
 
-        # broken numbers that stay end a run
-        broken.append(bool(row["skipped_updates"]))
-        if broken[-cfg.max_broken:] == [True]*cfg.max_broken:
-            raise RuntimeError(diagnosis(row, policy, cfg))
+            # broken numbers that stay end a run
+            broken.append(bool(row["skipped_updates"]))
+            if broken[-cfg.max_broken:] == [True]*cfg.max_broken:
+                raise RuntimeError(diagnosis(row, policy, cfg))
 
 # %% ../nbs/02_train.ipynb #62fdb66c
 def rate_share(cfg:Config, step:int)->float:      # step from 1
@@ -311,9 +311,18 @@ def prepare(policy:Policy, problems:list, cfg:Config):
                          " load it with lora_rank > 0 or an adapter")
     world = processes()[1]
     groups = cfg.prompts//cfg.mini_batches
+    if world > 1 and cfg.sampler != "policy":
+        raise ValueError(f"sampler {cfg.sampler} is asked by one process, and here are {world}")
     if world > groups:
         raise ValueError(f"{world} processes are too many: a mini-batch has {groups} problems")
     if cfg.gradient_checkpointing is not None:
         recompute_activations(policy.model, cfg.gradient_checkpointing)
     policy.set_prompts(cfg.instruction, cfg.system, cfg.min_pixels, cfg.max_pixels)
     start_judge(problems)
+
+@contextmanager
+def prepared(policy:Policy, problems:list, cfg:Config):
+    "Set all up for training, and within it have a server sample where that is asked for."
+    prepare(policy, problems, cfg)
+    with serving(policy, cfg):
+        yield

@@ -26,7 +26,7 @@ STEP = {
 BEHIND = {
     "train": ["loss_share", "micro_batches", "summarize", "make_optimizer", "rate_share",
               "set_rate"],
-    "rollout": ["stack", "join", "row_fields", "pick_rows", "widen"],
+    "rollout": ["stack", "join", "row_fields", "pick_rows", "verdicts", "widen"],
     "policy": ["Policy.prompts", "Policy.prompt", "prompt_batch", "position_ids", "Policy.packed",
                "packed_batch", "read_prompts", "prefill", "Prefill", "group_of",
                "groups_of", "is_response"],
@@ -52,7 +52,8 @@ LEFT_OUT = {
                                      "samples_to_read", "response_record", "data_url",
                                      "lost_verdicts", "failures"],
     "numbers that break": ["is_finite", "skipped_step", "propagate_nan", "diagnosis"],
-    "before the first step": ["prepare"],
+    "before the first step": ["prepare", "prepared"],
+    "another program that samples": ["weighted", "sampler_metrics"],
     "the alarm before an update": ["check_agreement"],
     "memory for time": ["recompute_activations", "Policy.remembering", "remembering", "seen_in"],
     "rows of models that cannot be packed, and what only some families have": [

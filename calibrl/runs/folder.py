@@ -153,7 +153,7 @@ def read_run(path)->tuple:     # Config, and what else the run notes
 # %% ../../nbs/runs/folder.ipynb #9bcf9e9c
 # Options that leave every number of a run as it is
 MAY_CHANGE = ("sample_every", "save_every", "keep", "max_broken", "gradient_checkpointing",
-              "vllm")      # a cluster gives a server another address each time
+              "vllm", "sampler_url", "sampler_timeout")     # a server may get another address
 
 def other_options(path,           # of a run
                   cfg:Config,     # the configuration now

@@ -66,6 +66,7 @@ def not_carried(cfg:Config, said)->dict:     # names of the options that somebod
         "method": cfg.method not in METHODS and f"it trains with {', '.join(METHODS)}",
         "reduce": cfg.reduce not in LOSS_TYPES and f"it has {', '.join(LOSS_TYPES)}",
         "norm_std": live and cfg.norm_std and "a live expert counts in the mean of its group",
+        "sampler": cfg.sampler != "policy" and "TRL has settings of its own for vLLM",
         "rows": cfg.rows == "packed" and "each response has a row of its own there",
         "prune": cfg.prune > 0 and "TRL updates on every row",
         "tries": cfg.tries > 1 and "TRL draws each step once",
