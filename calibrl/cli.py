@@ -96,6 +96,13 @@ def train(
     expert_weight:float=None,
     # of a negative advantage against a positive one, on the policy's own answers (default: 1)
     neg_weight:float=None,
+    entropy_bonus:float=None,    # of the policy's entropy in what is climbed (default: 0)
+    # nats a token to hold by turning a dial each step (default: no dial)
+    target_entropy:float=None,
+    dial:str=None,           # what is turned: bonus, alpha or neg_weight (default: bonus)
+    # how far the dial turns in a step for each nat that is missing
+    # (default: bonus 0.2, alpha 1, neg_weight 5)
+    dial_rate:float=None,
     verified:bool=None,      # imitate only experts that the verifier accepts (default: no)
     # the expert's share of the loss at the beginning, in chord (default: as the method)
     mu:float=None,

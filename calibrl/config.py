@@ -9,6 +9,7 @@ __all__ = ['PRESETS', 'Config', 'save_config', 'load_config']
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 
+from .dial import check_dial
 from .files import write_atomic
 from .http_json import address_of
 from .loss import GAPS, OBJECTIVES, REDUCTIONS
@@ -25,8 +26,8 @@ RANGES = {                   # the least and the most of a number, both allowed
     "image_tokens": (0, 10**6), "clip_low": (0, 1), "temperature": (0.05, 10),
     "sampler_cap": (1, 1000), "sampler_timeout": (1, 10**6),
     "warmup": (0, 10**7), "mu": (0, 1), "mu_end": (0, 1), "mu_steps": (0, 10**7),
-    "cov_share": (0, 1), "law_every": (0, 10**7)}
-ABOVE = {"dual_clip": 1, "max_grad_norm": 0}         # numbers that must be above
+    "cov_share": (0, 1), "law_every": (0, 10**7), "target_entropy": (0, 20)}
+ABOVE = {"dual_clip": 1, "max_grad_norm": 0, "target_entropy": 0}     # must be above
 BELOW = {"prune": 1, "overlong": 1}                  # numbers that must be below
 EVERYWHERE = ("max_new_tokens",)      # a loss may take it, and sampling always does
 USUAL = dict(                # what an option is that a method does not define
@@ -95,6 +96,7 @@ def check_config(cfg):
 
     # options that go together
     check_read(cfg)
+    check_dial(cfg)
     wording(cfg.instruction, cfg.system)
     check_pixels(cfg.min_pixels, cfg.max_pixels)
     address_of(cfg.sampler_url, "sampler_url")
@@ -134,6 +136,14 @@ class Config:
     mu_steps: int | None = None   # in so many steps; 0: all of the run [CHORD-mu: 200]
     cov_share: float | None = None     # of tokens that are held [KL-Cov in verl: 0.0002]
     cov_weight: float | None = None    # of the penalty that holds them [KL-Cov in verl: 1]
+
+    # entropy: a bonus, and a dial that holds it
+
+    entropy_bonus: float = 0.0    # of the policy's entropy in what is climbed; ours: none [C]
+    target_entropy: float | None = None    # nats a token that a dial holds; None: no dial
+    dial: str = "bonus"           # what it turns: "bonus", "alpha" or "neg_weight"; ours
+    # how far it turns in a step for each nat that is missing; None: as the dial has it
+    dial_rate: float | None = None
 
     # which rows an update sees
 

@@ -15,6 +15,7 @@ from itertools import islice
 import torch
 
 from .config import Config
+from .dial import bonus_loss, dial_metrics, turned
 from .loss import OBJECTIVES, expert_gap, group_advantages
 from .methods import at_step, change_rows, refill
 from .parallel import (all_gather, all_reduce_gradients, gather_rollouts, local_slice,
@@ -49,7 +50,7 @@ def train_step(policy:Policy,             # samples and trains
 
     # the means over the updates, and what was so before any of them
     means = {name: sum(u[name] for u in updates)/len(updates) for name in updates[0]}
-    return means | at_first(updates[0], rows, cfg.gap) | summarize(rollouts, adv)
+    return means | at_first(updates[0], rows, cfg) | summarize(rollouts, adv)
 
 # %% ../nbs/02_train.ipynb #99b7346c
 def update(policy:Policy, optimizer,
@@ -97,7 +98,7 @@ def backward(policy:Policy,
         **part.extra, **settings)
     share = loss_share(part.mask, whole.mask, cfg.reduce)
     error = (logp.detach() - part.old_logp)[part.mask].expm1().abs().sum()/whole.mask.sum()
-    (loss*share).backward()
+    ((loss + bonus_loss(logp, part, cfg))*share).backward()
     return {"ratio_error": float(error)} | {name: v*share for name, v in metrics.items()}
 
 # %% ../nbs/02_train.ipynb #f8fe51eb
@@ -160,10 +161,11 @@ def gap_positive(ro:Rollouts, gap:str)->dict:     # {} where no row has an exper
 
 def at_first(update:dict,      # metrics of the first update
              rows:Rollouts,    # that all updates of the step see
-             gap:str,
+             cfg:Config,       # of the step
             )->dict:           # floats by name
-    "Return what was so before any update: the ratio's error, and the share of positive gaps."
-    return {"first_ratio_error": update["ratio_error"]} | gap_positive(rows, gap)
+    "Return what was so before any update: the ratio's error, positive gaps, where a dial stands."
+    first = {"first_ratio_error": update["ratio_error"]}
+    return first | gap_positive(rows, cfg.gap) | dial_metrics(cfg)
 
 # %% ../nbs/02_train.ipynb #4ac75ec5
 def batches(problems:list, size:int, seed:int=0):    # generator of lists of `size` problems
@@ -277,16 +279,16 @@ def train(policy:Policy,      # its adapter is trained in place
     optimizer = optimizer or make_optimizer(policy, cfg)
     drawn = sum(row["groups_drawn"] for row in done)
     stream = islice(batches(problems, cfg.prompts, cfg.seed), drawn//cfg.prompts, None)
-    broken = [bool(row["skipped_updates"]) for row in done]
+    rows = list(done)
     with prepared(policy, problems, cfg):
         for step in range(len(done) + 1, cfg.steps + 1):
             set_rate(optimizer, rate_share(cfg, step))
-            row = one_step(policy, optimizer, stream, at_step(cfg, step), step, judge)
+            row = one_step(policy, optimizer, stream, turned(at_step(cfg, step), rows), step, judge)
             yield row
 
             # broken numbers that stay end a run
-            broken.append(bool(row["skipped_updates"]))
-            if broken[-cfg.max_broken:] == [True]*cfg.max_broken:
+            rows.append(row)
+            if [r["skipped_updates"] > 0 for r in rows[-cfg.max_broken:]] == [True]*cfg.max_broken:
                 raise RuntimeError(diagnosis(row, policy, cfg))
 
 # %% ../nbs/02_train.ipynb #62fdb66c

@@ -8,7 +8,9 @@ gradients of one batch are taken, and the entropy is looked at on the next, so t
 judged by its own samples. A row is a batch; the first line holds the settings.
 """
 import argparse
+import csv
 import json
+import re
 import sys
 from pathlib import Path
 
@@ -19,6 +21,7 @@ from calibrl import algebra, geometry
 from calibrl.files import write_atomic
 from calibrl.growth import adam_sizes, part_gradients, slope
 from calibrl.rollout import Policy, rollout
+from calibrl.tasks import Problem, Score
 from calibrl.train import Config, make_optimizer, train
 
 WORLDS = {"algebra": algebra, "geometry": geometry}
@@ -26,13 +29,15 @@ SEED = 1000     # of the first batch: far from the seeds of training
 
 
 def gradients_of(policy, ro, cfg):
-    "The gradients that are looked at: GRPO, right and wrong answers, the wrong side by two gaps."
+    "The gradients that are looked at: GRPO, wrong answers, the wrong side by two gaps."
     parts = part_gradients(policy, ro, cfg)
-    found = {"grpo": parts["grpo"], "wrong": parts["wrong"], "wrong_side": parts["wrong_side"]}
+    found = {"grpo": parts["grpo"], "wrong": parts["wrong"]}
+    if not ro.has_expert.any():
+        return found
     sequence = part_gradients(policy, ro, Config(gap="sequence", micro_tokens=cfg.micro_tokens))
     length = float(ro.mask.sum(1).float().mean())
-    found["wrong_side_sequence"] = [g/length for g in sequence["wrong_side"]]
-    return found
+    scaled = [g/length for g in sequence["wrong_side"]]
+    return found | {"wrong_side": parts["wrong_side"], "wrong_side_sequence": scaled}
 
 
 def pooled_sizes(grads, optimizer):
@@ -84,18 +89,74 @@ def record(world, stages, batches, problems, responses):
     return rows
 
 
+# A model of somebody else's: short sums in words, the last number is the answer, and no expert,
+# whose style would be foreign to it in every case
+def worded(path):
+    "Rows of MAWPS with two numbers, as problems that ask for a number alone."
+    found = []
+    with open(path, encoding="utf-8", newline="") as rows:
+        for row in csv.DictReader(rows):
+            numbers = [f"{float(number):g}" for number in row["Numbers"].split()]
+            if len(row["Equation"].split()) == 3:
+                question = re.sub(r"number(\d)", lambda n: numbers[int(n[1])], row["Question"])  # noqa: B023
+                found.append(Problem(f"{question}\nAnswer with one number.",
+                                     f"{float(row['Answer']):g}"))
+    return found
+
+
+def last_number(texts, problems):
+    "A response is right where its last number is the answer."
+    scores = []
+    for text, problem in zip(texts, problems, strict=True):
+        numbers = re.findall(r"-?\d+(?:\.\d+)?", text.replace(",", ""))
+        right = bool(numbers) and float(numbers[-1]) == float(problem.answer)
+        scores.append(Score(right, False))
+    return scores
+
+
+def record_model(model, data, batches, problems, responses, max_new_tokens):
+    "The settings, then a row for each batch of a model at its start, as it comes."
+    policy = Policy.from_pretrained(model, lora_rank=16)
+    policy.set_prompts(instruction="none")
+    cfg = Config()
+    optimizer = make_optimizer(policy, cfg)
+    asked = worded(data)
+    rows = [dict(world=Path(model).name, stages=[0], batches=batches, problems=problems,
+                 responses=responses, seed=SEED, max_new_tokens=max_new_tokens, lr=cfg.lr)]
+    groups = []
+    for k in range(batches):
+        some = asked[k*problems:(k + 1)*problems]
+        groups.append(rollout(policy, some, responses, max_new_tokens=max_new_tokens,
+                              seed=SEED + k, judge=last_number))
+        print(k, [round(float(groups[-1].correct.float().mean()), 3)], groups[-1].texts[:3],
+              file=sys.stderr, flush=True)
+    for row in measured(policy, optimizer, groups, cfg, {"stage": 0}):
+        print(json.dumps(row), flush=True)
+        rows.append(row)
+    return rows
+
+
 def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--world", choices=WORLDS, required=True)
+    parser.add_argument("--world", choices=WORLDS)
     parser.add_argument("--stages", type=int, nargs="+", default=[0, 20, 60])
+    parser.add_argument("--model", help="a save_pretrained folder, in the place of a world")
+    parser.add_argument("--data", help="MAWPS as a CSV file, for a model")
+    parser.add_argument("--max-new-tokens", type=int, default=32)
     parser.add_argument("--batches", type=int, default=8)
     parser.add_argument("--problems", type=int, default=24)
     parser.add_argument("--responses", type=int, default=8)
     parser.add_argument("--out", required=True)
-    given = vars(parser.parse_args(argv))
-    out = Path(given.pop("out"))
+    given = parser.parse_args(argv)
+    if bool(given.world) == bool(given.model) or bool(given.model) != bool(given.data):
+        parser.error("give either --world, or --model and --data")
     torch.set_num_threads(1)
-    rows = record(**given)
+    sizes = (given.batches, given.problems, given.responses)
+    if given.world:
+        rows = record(given.world, given.stages, *sizes)
+    else:
+        rows = record_model(given.model, given.data, *sizes, given.max_new_tokens)
+    out = Path(given.out)
     out.parent.mkdir(parents=True, exist_ok=True)
     write_atomic(out, "".join(json.dumps(row) + "\n" for row in rows))
 

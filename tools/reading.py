@@ -59,6 +59,7 @@ LEFT_OUT = {
     "rows of models that cannot be packed, and what only some families have": [
         "sample_plainly", "plain_logps", "logit_logps", "attend_by", "laid_out", "with_sink",
         "attend_windows", "logps_by_passes", "Policy.passes"],
+    "entropy on a dial": ["bonus_loss", "dial_metrics", "turned"],
     "other methods than GRPO and CalibRL": ["refill"],
     "several processes": ["all_gather", "all_reduce_gradients", "gather_rollouts", "local_slice",
                           "padded", "processes"]}

@@ -19,13 +19,16 @@ from .watch import first_signs
 
 # %% ../../nbs/runs/report.ipynb #05669c48
 CURVES = ("accuracy", "reward", "entropy", "length", "truncated", "silent_groups", "gap",
-          "gap_positive", "gated_fraction", "clip_fraction", "approx_kl", "grad_norm", "seconds")
+          "gap_positive", "gated_fraction", "clip_fraction", "approx_kl", "grad_norm", "dial",
+          "seconds")
 
 def settings_of(cfg:Config)->dict:
     "Return the settings that stand in a report; what a method does not use is left out."
     names = ["method", "lr", "seed"]
     if cfg.method.startswith("calibrl"):
         names[1:1] = ["alpha", "weight", "gap"]
+    if cfg.target_entropy is not None:
+        names += ["target_entropy", "dial"]
     return {name: getattr(cfg, name) for name in names}
 
 def summary_line(rows:list, cfg:Config)->dict:

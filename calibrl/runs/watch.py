@@ -78,6 +78,20 @@ def expert_sign(rows:list, cfg)->str:     # metrics, `Config` or None; "" if not
                  f" {(1 + lam)/(1 + lam*cfg.alpha):.2f} would do the same")
     return text + ". Give experts in the policy's own style, or save their cost with --method grpo"
 
+# %% ../../nbs/runs/watch.ipynb #47dec683
+def dial_sign(rows:list, cfg)->str:     # metrics, `Config` or None; "" if nothing is to be said
+    "Return what to do where a dial is at its bound and entropy is still off."
+    bound, now = recent(rows, "dial_at_bound"), recent(rows, "entropy")
+    if cfg is None or cfg.target_entropy is None or not now or not bound or min(bound) < 1:
+        return ""
+    missing = [cfg.target_entropy - entropy for entropy in now]
+    if min(missing) <= 0 <= max(missing):
+        return ""
+    side = "below" if missing[-1] > 0 else "above"
+    return (f"the dial {cfg.dial} has been at its bound ({rows[-1]['dial']:g}) for {RECENT} steps"
+            f" and the entropy is {abs(missing[-1]):.3f} nats {side} its target: take another"
+            " --dial, or a --target-entropy nearer to what the policy has")
+
 # %% ../../nbs/runs/watch.ipynb #e5186df6
 SIGNS = {"silent": silent_sign, "truncated": truncated_sign, "entropy": entropy_sign,
          "ratio": ratio_sign}
@@ -85,7 +99,7 @@ SIGNS = {"silent": silent_sign, "truncated": truncated_sign, "entropy": entropy_
 def signs_at(rows:list, cfg=None)->dict:     # metrics up to now, `Config` -> texts by name
     "Return the signs that the last step shows."
     found = {name: sign(rows) for name, sign in SIGNS.items()} if rows else {}
-    found["expert"] = expert_sign(rows, cfg)
+    found |= {"expert": expert_sign(rows, cfg), "dial": dial_sign(rows, cfg)}
     return {name: text for name, text in found.items() if text}
 
 def first_signs(rows:list, cfg=None)->dict:     # texts by name, in their order, each with its step

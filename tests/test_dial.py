@@ -1,0 +1,67 @@
+"""Entropy on a dial: it turns, is traced, goes on after a stop as if there had been none, and is
+refused where it moves nothing."""
+import pytest
+
+from calibrl import algebra
+from calibrl.cli import main
+from calibrl.config import Config, save_config
+from calibrl.dial import DIALS
+from calibrl.files import read_jsonl
+from calibrl.growth import entropy_on
+from calibrl.rollout import Policy, rollout
+from calibrl.runs.loop import run_in_folder
+from calibrl.train import make_optimizer, train_step
+
+SMALL = dict(prompts=2, responses=4, mini_batches=1, save_every=2)
+
+
+def run(out, steps, cfg):
+    "A run of so many steps in a folder, or the rest of one; its metrics, but for the clock."
+    out.mkdir(exist_ok=True)
+    cfg = Config(**{**SMALL, **cfg, "steps": steps})
+    save_config(cfg, out/"config.toml")
+    policy = Policy.from_pretrained(algebra.tiny_checkpoint())
+    run_in_folder(policy, algebra.problems(6), cfg, out)
+    return [{k: v for k, v in row.items() if k != "seconds"}
+            for row in read_jsonl(out/"metrics.jsonl")]
+
+
+@pytest.mark.parametrize("dial, start", [("alpha", "alpha"), ("bonus", "entropy_bonus")])
+def test_a_dial_goes_on_where_it_stood(tmp_path, dial, start):
+    cfg = dict(target_entropy=.5, dial=dial)
+    whole = run(tmp_path/"whole", 4, cfg)
+    stopped = run(tmp_path/"parts", 2, cfg)
+    assert stopped == whole[:2]
+    assert run(tmp_path/"parts", 4, cfg) == whole
+
+    # the first step is as told, and each further one turns by what was missing
+    knob = DIALS[dial]
+    assert whole[0]["dial"] == getattr(Config(), start)
+    for before, after in zip(whole, whole[1:], strict=False):
+        turn = knob.up*knob.rate*(.5 - before["entropy"])
+        assert after["dial"] == min(knob.most, max(knob.least, before["dial"] + turn))
+    assert whole[-1]["dial"] != whole[0]["dial"]
+
+
+def test_the_bonus_lifts_entropy():
+    asked = algebra.problems(8, seed=2)
+    after = {}
+    for bonus in (0., 1.):
+        policy = Policy.from_pretrained(algebra.tiny_checkpoint())
+        ro, fresh = [rollout(policy, some, n=4, seed=1) for some in (asked[:4], asked[4:])]
+        cfg = Config(prompts=4, mini_batches=1, entropy_bonus=bonus)
+        train_step(policy, make_optimizer(policy, cfg), ro, cfg)
+        after[bonus] = entropy_on(policy, fresh, cfg)
+    assert after[1.] > after[0.] + 1e-3
+
+
+def test_a_dial_that_moves_nothing_is_refused_before_anything_is_loaded(tmp_path, capsys,
+                                                                        monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for words, said in ((["--dial", "alpha"], "target_entropy"),
+                        (["--target-entropy", ".2", "--dial", "alpha", "--method", "grpo"],
+                         "moves nothing in the method grpo"),
+                        (["--target-entropy", ".2", "--dial", "volume"], "bonus, alpha")):
+        assert main(["train", *words]) == 2
+        assert said in capsys.readouterr().err
+        assert not any(tmp_path.iterdir())
