@@ -1,4 +1,5 @@
 """Shared fixtures: the embedded policy, and tiny random checkpoints of every architecture."""
+import functools
 import os
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -8,6 +9,27 @@ import matplotlib
 
 matplotlib.use("Agg")
 import pytest
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config, log):
+    """Return who gets which test with `-n`. A file whose tests share what their module makes goes
+    to one worker, which makes it once. Such files come first, the larger before the smaller, and
+    all other tests, one by one, fill the gaps, so that the workers end together."""
+    if config.getoption("dist") != "load":
+        return None
+    from xdist.scheduler import LoadScopeScheduling
+
+    @functools.cache
+    def shares(file):
+        return 'scope="module"' in (config.rootpath/file).read_text(encoding="utf-8")
+
+    class ByFile(LoadScopeScheduling):
+        def _split_scope(self, nodeid):
+            file = nodeid.split("::")[0]
+            return file if shares(file) else nodeid
+
+    return ByFile(config, log)
 
 
 @pytest.fixture(scope="session")
