@@ -23,7 +23,9 @@ from calibrl.tasks import Problem
 SETTINGS = {field.name: field for kind in (Config, RunSpec) for field in fields(kind)}
 OTHER_TEXTS = {"method": "grpo", "gap": "mean", "reduce": "seq-mean-token-sum", "rows": "plain",
                "lr_schedule": "cosine", "on_bad": "fail", "instruction": "Answer in Latin.",
-               "system": "You are kind.", "model": "some/model"}
+               "system": "You are kind.", "model": "some/model", "engine": "trl",
+               "vllm": "colocate"}
+WITH = {"vllm": ["--engine", "trl"]}      # what an option goes with
 
 OTHER_NUMBERS = {"mini_batches": 4, "prompts": 8, "dual_clip": 2.5, "bits": 4}
 
@@ -54,7 +56,7 @@ def flags_for(name):
     value = another(name)
     if kind_of(name) is bool:
         return [flag_of(name) if value else "--no-" + flag_of(name)[2:]]
-    return [flag_of(name), str(value)]
+    return [flag_of(name), str(value), *WITH.get(name, [])]
 
 
 def settled(words):
@@ -225,6 +227,19 @@ def test_a_plan_ends_with_the_command_that_fits(easy, capsys):
     assert "made to fit" in shown and "made to fit" not in then
     peak = re.findall("^at most .*$", shown, flags=re.M)
     assert peak and peak == re.findall("^at most .*$", then, flags=re.M)
+
+
+def test_a_plan_of_trls_loop_samples_all_at_once(easy, capsys):
+    "No slice is named that TRL would not take, neither by the preset nor to make it fit."
+    line = [*QWEN.split(), "--engine", "trl", "--responses", "2"]
+    assert main([*line, "--gpu", "80GB"]) == 0
+    shown = capsys.readouterr().out
+    assert "have not been measured" in shown
+    command = shown[shown.index("calibrl train"):].replace("\\\n", " ").splitlines()[0]
+    assert settled(shlex.split(command)[2:])[1].engine == "trl"
+    assert main([*line, "--gpu", "6GB"]) == 1
+    assert main([*QWEN.split(), "--responses", "2", "--gpu", "6GB"]) == 0      # ours, in slices
+    assert main(["plan", *line[1:], "--sample-prompts", "4"]) == 2
 
 
 def test_a_plan_that_cannot_be_made_to_fit_says_what_would_have_to_give(easy, capsys):

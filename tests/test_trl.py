@@ -535,8 +535,9 @@ def several(out, reward, config=None, count=1):
             "--reward", f"{reward}:odd", "--out", str(out)]
     if count > 1:
         argv = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={count}", *argv]
-    env = os.environ | {"PYTHONPATH": str(tests.parent), "OMP_NUM_THREADS": "1",
-                        "ACCELERATE_USE_CPU": "true", "CALIBRL_DEBUG": "1"}
+    path = os.pathsep.join([str(tests.parent), os.environ.get("PYTHONPATH", "")])
+    env = os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1", "CALIBRL_DEBUG": "1",
+                        "ACCELERATE_USE_CPU": "true"}
     env |= environment(config, count) if config else {}
     return subprocess.Popen([sys.executable, *argv], env=env, text=True, stdout=subprocess.PIPE,
                             stderr=subprocess.PIPE)

@@ -137,9 +137,11 @@ def shrunk(plan:Plan, needs:dict, name:str, step:int):      # a size of the plan
 # %% ../../nbs/runs/fit.ipynb #812e64e6
 SIZES = {"max_new_tokens": 64, "responses": 1, "prompt_tokens": 64}      # in steps of
 
-def give_lines(plan:Plan)->list:
+def give_lines(plan:Plan,
+               slices=True,     # a step can be sampled in slices
+              )->list:
     "Return what would have to give so that a plan fits, each thing alone."
-    tight = replace(plan, sample_prompts=1, micro_tokens=1)
+    tight = replace(plan, micro_tokens=1, **{"sample_prompts": 1} if slices else {})
     needs = estimate(tight)
     found = []
     if plan.bits != 4 and estimate(replace(tight, bits=4))["fits"]:
@@ -192,7 +194,7 @@ def fitted(cfg:Config, spec:RunSpec, plan:Plan)->Asked:
         return Asked(cfg, spec, plan, needs, {})
     copies = plan.prompts//ceil(cfg.prompts/processes()[1])
     parts = smaller_parts(plan, needs, copies)
-    if not parts:
+    if not parts or spec.engine and "sample_prompts" in parts:      # TRL samples all at once
         return Asked(cfg, spec, plan, needs, {})
     plan = replace(plan, **parts)
     options = parts | ({"sample_prompts": parts["sample_prompts"]//copies}
@@ -216,7 +218,8 @@ def wrapped(text)->str:
 def closing_lines(asked:Asked, options:dict, price=None)->list:
     "Return the end of a plan: how long it takes and the command, or what would have to give."
     if not asked.needs["fits"]:
-        return ["Each of these alone would do:", *("  " + line for line in give_lines(asked.plan))]
+        found = give_lines(asked.plan, slices=asked.spec.engine is None)
+        return ["Each of these alone would do:", *("  " + line for line in found)]
     said = [wrapped("made to fit: " + ", ".join(f"{name} {value}" for name, value
                                                 in asked.changes.items()))]
     ours = is_embedded(asked.spec.model)
@@ -226,6 +229,7 @@ def closing_lines(asked:Asked, options:dict, price=None)->list:
     return [*(said if asked.changes else []), *time_lines(asked, price), "",
             command_text(options | limit | asked.changes), *([note] if drawn else [])]
 
+# %% ../../nbs/runs/fit.ipynb #cf179a46
 def counted_words(cfg:Config, plan:Plan, model)->int:
     "Return the tokens of instruction and system message where they are named and can be counted."
     if cfg.instruction is None and cfg.system is None or processor_at_hand(model) is None:
@@ -233,8 +237,8 @@ def counted_words(cfg:Config, plan:Plan, model)->int:
     room = plan.prompt_tokens - plan.image_tokens
     return words_share(model, plan.config, room, cfg.instruction, cfg.system)
 
-UNMEASURED = ("--engine trl: planned is our own engine with a row for each response; what TRL\n"
-              "  itself needs has not been measured")
+UNMEASURED = ("--engine trl: planned is our own engine with a row for each response; the memory\n"
+              "  and time that TRL itself needs have not been measured")
 
 def plan_run(options:dict,            # of `calibrl train`, as given
              gpu="24GB",              # memory of the GPU, or a card that was measured

@@ -110,7 +110,7 @@ def by_engine(cfg:Config, spec:RunSpec, said)->tuple:     # Config, RunSpec
             raise ValueError("--vllm samples for --engine trl alone: add that, or leave it out")
         return cfg, replace(spec, engine=None)
     check_carried(cfg, spec, said)
-    return replace(cfg, rows="plain"), spec
+    return replace(cfg, rows="plain", sample_prompts=0), spec
 
 # %% ../../nbs/runs/options.ipynb #234ddf68
 REAL = "single-gpu"     # the preset of a model that is not embedded
