@@ -453,7 +453,8 @@ def test_grpo_names_arguments_too():
         grpo_loss(**{**padded(ragged(0)), "old_logp": None})
 
 
-NORM_STD = {"grpo", "dapo", "gspo", "cppo", "grpo_sft", "calibrl_gspo", "calibrl_cppo"}
+NORM_STD = {"grpo", "dapo", "gspo", "cppo", "grpo_sft", "calibrl_gspo", "calibrl_cppo", "chord",
+            "chord_phi", "cispo", "kl_cov"}
 
 
 def test_objectives():
