@@ -33,6 +33,9 @@ def part_losses(
     parts = {"grpo": total(surrogate),
              "wrong": total(torch.where(ro.correct[:, None], 0., surrogate))}
 
+    if not ro.has_expert.any():
+        return parts
+
     # the exploration term without a gate, and from the wrong side of the expert alone
     D = expert_gap(logp, ro.expert_logp, ro.mask, cfg.gap, ro.expert_mask)
     for name, alpha in (("term", 1.), ("wrong_side", 0.)):

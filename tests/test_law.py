@@ -1,7 +1,9 @@
 """What is left of the method where the policy is surer of every answer than of its expert's."""
 import json
 import re
+import sys
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -12,6 +14,9 @@ from calibrl.files import read_jsonl
 from calibrl.loss.law import negatives_weight
 from calibrl.rollout import Policy, rollout
 from calibrl.train import Config, gap_positive, make_optimizer, train_step
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent/"tools"))
+import growth_record
 
 
 def foreign(problem):
@@ -83,3 +88,14 @@ def test_where_no_expert_is_read_a_step_is_grpo_with_its_wrong_answers_weighted(
     assert float((step - weighted).abs().mean()) < 1e-4*largest
     unweighted = moved(nobody, weight=0.)
     assert float((step - unweighted).abs().mean()) > 1e-2*largest
+
+
+def test_the_record_of_growth_has_its_settings_and_a_row_for_each_batch(tmp_path):
+    out = tmp_path/"growth.jsonl"
+    growth_record.main(["--world", "algebra", "--stages", "0", "--batches", "2", "--problems", "2",
+                        "--responses", "4", "--out", str(out)])
+    settings, *rows = read_jsonl(out)
+    assert (settings["world"], settings["stages"], settings["batches"]) == ("algebra", [0], 2)
+    assert [(row["stage"], row["batch"]) for row in rows] == [(0, 0), (0, 1)]
+    kept = read_jsonl(Path(growth_record.__file__).parent.parent/"nbs/records/growth/algebra.jsonl")
+    assert rows[0].keys() == kept[1].keys() and settings.keys() == kept[0].keys()
