@@ -421,6 +421,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                 'calibrl.engine.attend': ('engine.html#attend', 'calibrl/engine.py'),
                                 'calibrl.engine.attend_by': ('engine.html#attend_by', 'calibrl/engine.py'),
                                 'calibrl.engine.attention': ('engine.html#attention', 'calibrl/engine.py'),
+                                'calibrl.engine.bias_of': ('engine.html#bias_of', 'calibrl/engine.py'),
                                 'calibrl.engine.chunk_logps': ('engine.html#chunk_logps', 'calibrl/engine.py'),
                                 'calibrl.engine.collate': ('engine.html#collate', 'calibrl/engine.py'),
                                 'calibrl.engine.encode': ('engine.html#encode', 'calibrl/engine.py'),

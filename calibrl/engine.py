@@ -252,26 +252,32 @@ def logit_logps(logits,         # (N, V) in the precision of the model
     return torch.cat(logp), torch.cat(entropy)
 
 # %% ../nbs/01a_engine.ipynb #9c20b31e
+HALF = (torch.bfloat16, torch.float16)
+
 def attend(query, key, value,    # (B, heads, T, width); key heads may be fewer than heads
-           mask,                 # True where a token may look; None: causal
+           mask,                 # True where a token may look, or a `bias_of`; None: causal
            scale,                # of the scores
            sinks=None,           # (heads,) a score that takes its share and gives nothing
           )->torch.Tensor:       # (B, heads, T, width)
     "Return the attention of B sequences."
-    # Under a mask only the CPU's kernel shares key heads
+    # Under a mask only the CPU's kernel shares key heads; without one a GPU's in 16 bits does, too
     groups = query.shape[1]//key.shape[1]
-    cpu = query.device.type == "cpu"
-    if groups > 1 and not cpu:
+    shares = query.device.type == "cpu" or mask is None and query.dtype in HALF
+    if groups > 1 and not shares:
         key = key.repeat_interleave(groups, 1)
         value = value.repeat_interleave(groups, 1)
     if sinks is not None:
         key, value, mask = with_sink(key, value, mask, sinks)
     return F.scaled_dot_product_attention(query, key, value, attn_mask=mask, is_causal=mask is None,
-                                          scale=scale, enable_gqa=groups > 1 and cpu)
+                                          scale=scale, enable_gqa=groups > 1 and shares)
+
+def bias_of(mask, dtype)->torch.Tensor:    # True where a token may look
+    "Return what a kernel adds to the scores under a mask; from a mask it makes that in each layer."
+    return torch.zeros_like(mask, dtype=dtype).masked_fill_(~mask, -torch.inf)
 
 def with_sink(key, value, mask, sinks)->tuple:
     "Return keys, values and mask with one more token, all zeros, whose score is the sink's."
-    bias = torch.zeros_like(mask, dtype=key.dtype).masked_fill(~mask, -torch.inf)
+    bias = bias_of(mask, key.dtype) if mask.dtype == torch.bool else mask
     bias = bias.expand(-1, len(sinks), -1, -1)
     score = sinks.to(key.dtype).view(1, -1, 1, 1).expand(len(bias), -1, bias.shape[2], 1)
     return F.pad(key, (0, 0, 0, 1)), F.pad(value, (0, 0, 0, 1)), torch.cat([bias, score], -1)

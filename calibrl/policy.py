@@ -17,8 +17,9 @@ from .base import (
     MODELS, adapter_line, add_adapter, base_of, load_base, recompute_activations, recomputes,
     save_adapter)
 from .draws import by_row, drawer, luck_of, pick, write
-from .engine import (
-    attend_by, collate, encode, fitting, own_attention, pack, register_attention, wide_product)
+from calibrl.engine import (
+    attend_by, bias_of, collate, encode, fitting, own_attention, pack, register_attention,
+    wide_product)
 from .memory import remembering, seen_in
 from .masks import is_plainly_causal, model_masks, pictures_seen, token_types
 from .plain_rows import plain_logps, plain_samples, token_scores
@@ -324,7 +325,7 @@ def packed_batch(policy:Policy, problems:list, groups:list, P=0, T=0)->tuple:
     longer = {"input_ids": torch.cat([inputs["input_ids"], rows["ids"]], 1),
               "position_ids": torch.cat([prompt_places, places], -1),
               "attention_mask": rows["prompt_mask"],
-              "own_mask": rows["own_mask"],
+              "own_mask": bias_of(rows["own_mask"][:None if padded else 1], policy.base.dtype),
               "prefix": (P, R, padded)}
     longer |= token_types(inputs, R*T, policy.base.config.model_type)
     longer |= pictures_seen(inputs, R*T)

@@ -55,6 +55,7 @@ LEFT_OUT = {
     "before the first step": ["prepare", "prepared"],
     "another program that samples": ["weighted", "sampler_metrics"],
     "the alarm before an update": ["check_agreement"],
+    "what a kernel makes of a mask": ["bias_of"],
     "memory for time": ["recompute_activations", "Policy.remembering", "remembering", "seen_in"],
     "rows of models that cannot be packed, and what only some families have": [
         "sample_plainly", "plain_logps", "logit_logps", "attend_by", "laid_out", "with_sink",
