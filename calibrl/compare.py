@@ -19,15 +19,18 @@ from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass, fields, replace
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 
+from calibrl.config import readers
 from calibrl.eval import evaluate, pass_at_k
 from calibrl.eval.hashes import changes, data_hash, files_hash, identity
-from calibrl.eval.stats import mean, seeds_interval as interval
+from calibrl.eval.stats import mean, runs_interval as interval
 from calibrl.files import make_folder, read_jsonl, read_object, write_atomic
-from calibrl.config import readers
-from calibrl.train import Config, end_with, train
+from calibrl.methods import change_rows
+from calibrl.loss import group_advantages
+from calibrl.train import Config, backward, batches, end_with, sample_step, train
 
 # %% ../nbs/04_compare.ipynb #b476e769
 PHASES = {"sft_grpo": (("sft", .25), ("grpo", .75))}    # (objective, share of the steps), in turn
@@ -127,6 +130,32 @@ def said_twice(thought:str)->str:
     "Return a thought with every step twice."
     return f"{thought};{thought.split(';', 1)[-1]}"
 
+# %% ../nbs/04_compare.ipynb #2c769bef
+STYLES = {    # drawn, or in words: the opening, how a number is read, how a step is told
+    True: ("Find the side;", "the side {right}.", "Find the area {left} are {right}."),
+    False: ("Steps of ", "", "Find({left}), {right} is({left})."),
+}
+
+def told_in(style:tuple, thought:str)->str:
+    "Return a thought in another style, step by step."
+    opening, reading, step = style
+    kind, *pieces = thought.split(";")
+    told = [f"{opening}{kind}."]
+    for piece in pieces:
+        left, _, right = piece.partition("=")
+        form = reading if left.isalpha() else step
+        told.append(form.format(left=left, right=right))
+    return " ".join(told)
+
+def restyled(problems, rng, whole):
+    "Return the problems, their experts in a style that no policy of these worlds writes."
+    def tell(p):
+        style = STYLES[bool(p.images)]
+        def change(thought):
+            return told_in(style, thought) if whole else style[0] + thought
+        return retold([p], rng, change)[0]
+    return [tell(p) for p in problems]
+
 EXPERTS = {    # name -> function(problems, rng)
     "good": unchanged,
     "noisy": partial(swapped, share=.3),
@@ -134,6 +163,8 @@ EXPERTS = {    # name -> function(problems, rng)
     "terse": partial(retold, change=only_answer),
     "verbose": partial(retold, change=said_twice),
     "half": halved,
+    "foreign": partial(restyled, whole=True),
+    "semi": partial(restyled, whole=False),
 }
 
 # %% ../nbs/04_compare.ipynb #eb342fde
@@ -163,9 +194,6 @@ def exam_counts(
             "routes": [len(right_routes(r)) for r in rows]}
 
 # %% ../nbs/04_compare.ipynb #f0ac1149
-KEEP = ("loss", "reward", "accuracy", "entropy", "gap", "grad_norm", "silent_groups",
-        "solved_groups", "length", "tokens", "groups_drawn", "seconds")
-
 def commit()->str|None:
     "Return the commit that this module is of, if git knows."
     folder = Path(globals().get("__file__", "x")).parent
@@ -249,16 +277,54 @@ def settings(world:str, exam:Exam)->dict:
             "model": exam.model and str(exam.model),
             "files": files_hash(exam.model or place.tiny_checkpoint()), "exam": data_hash(asked)}
 
+# %% ../nbs/04_compare.ipynb #b5ce878a
+def part_norm(policy, rows, adv, cfg, theirs:bool)->float:
+    "Return the length of the gradient through the expert's tokens, or through all others."
+    import torch
+    moves = rows.from_expert == theirs
+    if not moves.any():
+        return 0.
+
+    # the run's own gradient, of a policy whose other rows are held fast
+    def logps(problems, grouped, temperature):
+        found = policy.logps(problems, grouped, temperature)
+        return replace(found, logp=torch.where(moves[:, None], found.logp, found.logp.detach()))
+    policy.model.zero_grad()
+    backward(SimpleNamespace(logps=logps), rows, adv, rows, cfg)
+    squares = [float((w.grad.double()**2).sum()) for w in policy.trainable if w.grad is not None]
+    policy.model.zero_grad()
+    return math.sqrt(sum(squares))
+
+def measured_pull(policy, ro, cfg:Config)->float|None:     # sampled groups
+    "Return the expert's gradient over the policy's own; None where there is none of the latter."
+    cfg = cfg.resolved()
+    adv = group_advantages(ro.rewards.view(-1, ro.n), cfg.norm_std)
+    rows, adv = change_rows(policy, ro, adv, cfg)
+    own, theirs = (part_norm(policy, rows, adv, cfg, expert) for expert in (False, True))
+    return round(theirs/own, 4) if own else None
+
+def pull_now(policy, pool, cfg:Config, draw:int)->float|None:
+    "Return the pull on groups of a run's first problems, with samples of their own."
+    first = next(batches(pool, cfg.prompts, cfg.seed))
+    return measured_pull(policy, sample_step(policy, first, cfg, 0, 1_000 + draw), cfg)
+
 # %% ../nbs/04_compare.ipynb #092cd129
+def numbers(rows:list)->tuple:     # what `train` yields
+    "Return the names of all numbers in them, and the numbers, one list a step."
+    names = list(dict.fromkeys(name for row in rows for name, value in row.items()
+                               if type(value) in (int, float, bool)))
+    table = [[float(f"{row.get(name, math.nan):.4g}") for name in names] for row in rows]
+    return names, table
+
 def train_phases(policy, pool, phases, path)->list:
-    "Train a policy, tell in a file beside `path` how far it is, and return what is kept of steps."
-    curve = []
+    "Train a policy, tell in a file beside `path` how far it is, and return what the steps yield."
+    rows = []
     for cfg in phases:
         for row in train(policy, pool, cfg):
-            curve.append([float(f"{row[name]:.4g}") for name in KEEP])
-            at = f"{len(curve)} {row['accuracy']:.3f} {row['entropy']:.3f}"
+            rows.append(row)
+            at = f"{len(rows)} {row['accuracy']:.3f} {row['entropy']:.3f}"
             write_atomic(path.with_suffix(".at"), at, durable=False)
-    return curve
+    return rows
 
 # %% ../nbs/04_compare.ipynb #8ffb5b29
 def one_run(
@@ -285,7 +351,9 @@ def one_run(
     pool = place.problems(cfg.steps*cfg.prompts, split="train", seed=seed)
     pool = EXPERTS[experts](pool, random.Random(seed))
     path = record_path(out, spec, seed)
-    curve = train_phases(policy, pool, phases, path)
+    pull = [pull_now(policy, pool, phases[-1], 0)]
+    names, curve = numbers(train_phases(policy, pool, phases, path))
+    pull.append(pull_now(policy, pool, phases[-1], 1))
 
     # what it was, by content, and what came out
     asked = exam_problems(place, exam.size)
@@ -294,7 +362,7 @@ def one_run(
     record = {"spec": spec, "seed": seed, "world": world, "config": [asdict(c) for c in phases],
               "experts": experts, "bits": exam.bits, "settings": settings(world, exam),
               "identity": who, "about": versions(), "seconds": round(time.time() - start, 1),
-              "names": KEEP, "curve": curve, "exam": results}
+              "names": names, "curve": curve, "pull": pull, "exam": results}
     write_record(path, record)
     path.with_suffix(".at").unlink(missing_ok=True)
     return record
@@ -420,7 +488,40 @@ def check_world(out, world:str):
                          " give another folder")
 
 # %% ../nbs/04_compare.ipynb #d7bf7a89
-def compare(
+def warm_starts(world:str, starts, out)->list:     # None, a number, or folders
+    "Return the policies to begin from; of a number those that lack are built, each by its seed."
+    place = world_module(world)
+    if not isinstance(starts, int):
+        return list(starts or [None])
+    folders = [place.tiny_checkpoint()]
+    for seed in range(1, starts):
+        folder = Path(out)/"starts"/f"start-{seed}"
+        if not (folder/"model.safetensors").is_file():
+            place.build_checkpoint(folder, seed=seed, progress=False)
+        folders.append(folder)
+    return folders
+
+def places_of(out, folders:list)->list:     # of `warm_starts`
+    "Return (folder of the records, policy) for each start: a folder of its own where several are."
+    if len(folders) == 1:
+        return [(Path(out), folders[0])]
+    places = [(Path(out)/Path(folder).name, folder) for folder in folders]
+    if len({place for place, _ in places}) < len(places):
+        raise ValueError(f"starts: two have the same name among {', '.join(map(str, folders))}")
+    return places
+
+def run_missing(runs:list, cfg:Config, out, jobs, show, exam:dict):     # exam: world, too
+    "Run every (variant, seed) whose record is not there."
+    make_folder(out)
+    world = exam["world"]
+    check_world(out, world)
+    want = settings(world, Exam(**{k: v for k, v in exam.items() if k != "world"}))
+    todo = [run for run in runs if not has_record(out, *run, cfg, want)]
+    if todo:
+        run_in_parallel(todo, cfg, out, min(jobs or cores(), len(todo)), show, exam)
+
+# %% ../nbs/04_compare.ipynb #5beb2e23
+def compare(  # noqa: PLR0913
     methods:list,            # variants, as in `variant`
     seeds:list,              # whole numbers
     cfg:Config,              # budget and settings that all share
@@ -428,26 +529,28 @@ def compare(
     jobs:int=None,           # processes at a time; None: one a core
     show=print,              # what to do with each line of progress; None for silence
     world:str="geometry",    # geometry or algebra
+    starts=None,             # policy folders, or how many to build; None: the embedded one
+    tune:str=None,           # metric by which variants are chosen, see `tuned`
     **exam,                  # as in `Exam`
 )->list:                     # one dict a variant, from `table`
     "Run every variant with every seed, except those whose record is there, and sum up."
-    out = Path(out)
-    seeds = list(seeds)
-    make_folder(out)
-
     # all mistakes before the first minute
     world_module(world)
     for spec in methods:
         check_swaps(world, variant(spec, cfg)[1])
-    check_world(out, world)
-    want = settings(world, Exam(**exam))
-    runs = [(spec, seed) for seed in seeds for spec in methods]
-    todo = [run for run in runs if not has_record(out, *run, cfg, want)]
+    seeds = list(seeds)
+    if tune:
+        check_tuning(methods, seeds)
 
-    if todo:
-        jobs = min(jobs or cores(), len(todo))
-        run_in_parallel(todo, cfg, out, jobs, show, exam | {"world": world})
-    return table([r for r in records(out) if r["spec"] in methods and r["seed"] in seeds])
+    # start by start, each with its own records
+    found = []
+    runs = [(spec, seed) for seed in seeds for spec in methods]
+    for place, start in places_of(out, warm_starts(world, starts, out)):
+        model = {} if start is None else {"model": str(start)}
+        run_missing(runs, cfg, place, jobs, show, exam | model | {"world": world})
+        found += [r for r in records(place) if r["spec"] in methods and r["seed"] in seeds]
+    to = BASE if BASE in methods else "grpo"
+    return tuned(found, tune, to) if tune else table(found, to)
 
 # %% ../nbs/04_compare.ipynb #3c3caae9
 def quiet_worker(parent:int):
@@ -578,6 +681,21 @@ def pass_rates(exam:dict, k:int)->list:
     "Return pass@k problem by problem."
     return [pass_at_k(exam["k"], right, k) for right in exam["right"]]
 
+BUDGET = {"groups drawn": "groups_drawn", "tokens trained": "tokens_trained"}
+
+def later_metrics(record:dict)->dict:
+    "Return what only newer records hold: the pull, the budget, how often the expert is not read."
+    found = {}
+    for place, name in enumerate(("pull", "pull at the end")):
+        value = record["pull"][place] if "pull" in record else None
+        found |= {} if value is None else {name: [value]}
+    for name, column in BUDGET.items():
+        if column in record["names"]:
+            found[name] = [float(np.nansum(curve_of(record, column)))]
+    if "gap_positive" in record["names"]:
+        found["not read"] = [float(np.nanmean(curve_of(record, "gap_positive")))]
+    return found
+
 def metric_values(
     record:dict,
 )->dict:    # name -> a number a test problem, or a single one for what belongs to the run
@@ -590,27 +708,40 @@ def metric_values(
             "hard greedy": hard["greedy"], "hard pass@1": pass_rates(hard, 1),
             f"hard pass@{k}": pass_rates(hard, k), "entropy": [entropy_end(record)],
             "silent": [mean(curve_of(record, "silent_groups"))],
-            "tokens": [sum(curve_of(record, "tokens"))], "seconds": [record["seconds"]]}
+            "tokens": [sum(curve_of(record, "tokens"))], "seconds": [record["seconds"]]
+            } | later_metrics(record)
 
 def run_metrics(record:dict)->dict:
     "Return the metrics of one run."
     return {name: mean(values) for name, values in metric_values(record).items()}
 
 # %% ../nbs/04_compare.ipynb #822597b4
+def unit_values(by_run:dict)->list:     # (start, seed) -> values
+    "Return what an interval counts as independent: runs, or the means of several warm starts."
+    starts = sorted({start for start, _ in by_run}, key=str)
+    if len(starts) == 1:
+        return list(by_run.values())
+    return [np.mean([v for (of, _), v in by_run.items() if of == start], 0) for start in starts]
+
 def metric_cell(
-    by_seed:dict,    # seed -> values of one variant
-    base:dict,       # the same of the variant that it is compared with
+    by_run:dict,    # (warm start, seed) -> values of one variant
+    base:dict,      # the same of the variant that it is compared with
 )->dict:
-    "Return a metric's mean and interval, and the paired difference where seeds are in both."
-    values = list(by_seed.values())
+    "Return a metric's mean and interval, and the paired difference where runs are in both."
+    values = unit_values(by_run)
     cell = {"mean": float(np.mean(values)), "interval": interval(values)}
-    both = [np.subtract(by_seed[seed], base[seed], dtype=float) for seed in by_seed if seed in base]
+    both = {run: np.subtract(by_run[run], base[run], dtype=float) for run in by_run if run in base}
     if both:
-        cell |= {"minus": float(np.mean(both)), "minus_interval": interval(both),
+        pairs = unit_values(both)
+        cell |= {"minus": float(np.mean(pairs)), "minus_interval": interval(pairs),
                  "pairs": len(both)}
     return cell
 
 # %% ../nbs/04_compare.ipynb #e2d2504a
+def run_of(record:dict)->tuple:
+    "Return which run a record is of: the warm start, by what its files hold, and the seed."
+    return record.get("settings", {}).get("files"), record["seed"]
+
 def table(
     found:list,       # records
     to:str="grpo",    # compared with this variant, where it is among the records
@@ -620,18 +751,80 @@ def table(
     check_one_exam(found)
     runs = {}
     for record in found:
-        runs.setdefault(record["spec"], {})[record["seed"]] = metric_values(record)
+        runs.setdefault(record["spec"], {})[run_of(record)] = metric_values(record)
 
     rows = []
     base = runs.get(to, {})
-    for spec, by_seed in runs.items():
-        row = {"method": spec, "seeds": len(by_seed)}
+    for spec, by_run in runs.items():
+        starts = len({start for start, _ in by_run})
+        row = {"method": spec, "seeds": len(by_run)//starts, "starts": starts}
         others = base if spec != to else {}
-        for key in keys or next(iter(by_seed.values())):
-            row[key] = metric_cell({seed: run[key] for seed, run in by_seed.items()},
-                                   {seed: run[key] for seed, run in others.items()})
+        for key in keys or next(iter(by_run.values())):
+            mine, theirs = ({at: run[key] for at, run in some.items() if key in run}
+                            for some in (by_run, others))
+            if mine:
+                row[key] = metric_cell(mine, theirs)
         rows.append(row)
     return rows
+
+# %% ../nbs/04_compare.ipynb #723279e8
+BASE = "calibrl:weight=0"     # the control: CalibRL's advantages without its term
+
+def family_of(spec:str)->str:
+    "Return a variant without its numbers: what is tuned are those."
+    name, _, rest = spec.partition(":")
+    kept = [part for part in rest.split(",") if not re.search(r"=[-+.\de]+$", part)]
+    return ":".join(filter(None, (name, ",".join(kept))))
+
+def check_tuning(methods:list, seeds:list):     # variants
+    "Refuse a choice that is not the same for every method, or leaves no seed to report on."
+    tries = {}
+    for spec in methods:
+        if spec != BASE:
+            tries.setdefault(family_of(spec), []).append(spec)
+    if len(seeds) < 2:
+        raise ValueError("tune: at least two seeds are needed, one half to choose by")
+    counts = {name: len(specs) for name, specs in tries.items()}
+    if len(set(counts.values())) > 1:
+        said = ", ".join(f"{name} {count}" for name, count in counts.items())
+        raise ValueError(f"tune: every method needs as many settings to choose from, not {said}")
+
+def tuned(found:list, by:str, to:str=BASE)->list:     # records; a metric of `table`
+    "Return the best setting of each method, chosen on one half of the seeds and told on the other."
+    seeds = sorted({r["seed"] for r in found})
+    check_tuning(list(dict.fromkeys(r["spec"] for r in found)), seeds)
+    choosing, telling = seeds[::2], seeds[1::2]
+    best = {}
+    for row in table([r for r in found if r["seed"] in choosing], to):
+        name = row["method"] if row["method"] in (to, BASE) else family_of(row["method"])
+        if by not in row:
+            raise ValueError(f"tune: no record has {by!r}; there are "
+                             + ", ".join(k for k in row if isinstance(row[k], dict)))
+        if name not in best or row[by]["mean"] > best[name][0]:
+            best[name] = row[by]["mean"], row["method"]
+    chosen = {spec for _, spec in best.values()}
+    rows = [r for r in found if r["seed"] in telling and r["spec"] in chosen]
+    return table(rows, to)
+
+# %% ../nbs/04_compare.ipynb #3eb55b10
+def running(record:dict, name:str, span:int=10)->np.ndarray:
+    "Return the running means of a curve, over `span` steps or all there are."
+    curve = curve_of(record, name)
+    span = min(span, len(curve))
+    return np.convolve(curve, np.ones(span)/span, "valid")
+
+def at_equal_accuracy(found:list, spec:str, to:str)->list:     # records; a number a run in both
+    "Return a variant's entropy minus another's, both where they first reached the same accuracy."
+    runs = {(r["spec"], run_of(r)): r for r in found}
+    minus = []
+    for (name, run), ours in runs.items():
+        if name == spec and (to, run) in runs:
+            pair = ours, runs[to, run]
+            level = min(running(r, "accuracy").max() for r in pair)
+            at = [np.argmax(running(r, "accuracy") >= level) for r in pair]
+            mine, theirs = (running(r, "entropy")[k] for r, k in zip(pair, at, strict=True))
+            minus.append(float(mine - theirs))
+    return minus
 
 # %% ../nbs/04_compare.ipynb #1e277f81
 COLUMNS = ("greedy", "pass@8", "spread", "routes", "hard pass@8", "entropy", "silent")
@@ -646,21 +839,27 @@ def cell_text(cell:dict, difference:bool)->str:
     ends = f" [{low:{sign}.3f},\u00a0{high:{sign}.3f}]" if math.isfinite(low) else ""
     return f"{value:{sign}.3f}{ends}"
 
+def runs_text(row:dict)->str:
+    "Return how many runs a row is the mean of, and that one is no sample."
+    starts = row.get("starts", 1)
+    text = f"{row['seeds']}" + (f" on each of {starts} starts" if starts > 1 else "")
+    return "1: no interval" if row["seeds"]*starts == 1 else text
+
 def as_text(
     rows:list,                # from `table`
     keys=COLUMNS,
     differences:bool=False,   # show paired differences to the base method instead
 )->str:
     "Return a table as Markdown."
-    keys = [key for key in keys if key in rows[0]]
+    keys = [key for key in keys if any(key in row for row in rows)]
     lines = ["| method | seeds | " + " | ".join(keys) + " |", "|---"*(len(keys) + 2) + "|"]
     for row in rows:
-        cells = [cell_text(row[key], differences) for key in keys]
-        lines.append(f"| {row['method']} | {row['seeds']} | " + " | ".join(cells) + " |")
+        cells = [cell_text(row[key], differences) if key in row else "" for key in keys]
+        lines.append(f"| {row['method']} | {runs_text(row)} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
 # %% ../nbs/04_compare.ipynb #0e3b230c
-METHODS = "grpo,calibrl,dapo,luffy,sft_grpo"
+METHODS = f"{BASE},grpo,calibrl,dapo,luffy,sft_grpo"
 GAP = "calibrl:gap=sequence"
 LIVE = "calibrl_live:gap=sequence"
 MAIN = ("grpo", "calibrl", GAP, "dr_grpo", "dapo", "gspo", "cppo", "luffy", "rl_plus", "sft_grpo",
@@ -670,13 +869,26 @@ ABLATIONS = ("grpo", "calibrl", GAP, "calibrl:gap=mean", "calibrl:weight=0", "ca
              "calibrl_reference:gap=sequence", "calibrl:weigh_by_adv=false",
              "calibrl:norm_std=true", "calibrl_dr_grpo", "calibrl_gspo", "calibrl_cppo")
 LONG = ("grpo", "calibrl", GAP, f"{GAP},alpha=0", LIVE, "grpo_sft")      # with --steps 240
-TEACHERS = tuple(f"{method}experts={experts}" for experts in list(EXPERTS)[1:]
+TEACHERS = tuple(f"{method}experts={experts}"
+                 for experts in ("noisy", "wrong", "terse", "verbose", "half")
                  for method in (f"{GAP},", "luffy:", f"{LIVE},", "grpo_sft:"))
+
+FOREIGN = (BASE, "calibrl:experts=foreign", *(f"{GAP},weight={w},experts={e}"
+           for w in (0.1, 0.4, 2) for e in ("foreign", "semi", "good")),
+           f"{GAP},weight=2,alpha=0.3,experts=foreign", f"{GAP},weight=2,alpha=0.8,experts=foreign",
+           *(f"{BASE},neg_weight={w}" for w in (1.56, 1.83, 1.96)))
+PULL = (BASE, *(f"{name}expert_weight={w}" for name, weights in (
+            ("grpo_sft:", (0.3, 1, 3, 9)), ("grpo_sft:verified=true,", (0.3, 1, 3, 9)),
+            ("luffy:", (1, 5, 20, 60)), ("rl_plus:", (1, 5, 20, 60)), ("hpt:", (0.3, 1, 3, 9)))
+            for w in weights), *(f"chord:mu={mu}" for mu in (0.1, 0.3, 0.6, 0.9)),
+        *(f"{LIVE},weight={w}" for w in (0.03, 0.1, 0.3, 1)))
 
 EXPERIMENTS = {     # the variants behind the figures below, by name
     "main": " ".join(MAIN),
     "ablations": " ".join(ABLATIONS),
     "long": " ".join(LONG),
+    "foreign": " ".join(FOREIGN),
+    "pull": " ".join(PULL),
     "experts": " ".join(("grpo", GAP, "luffy", LIVE, "grpo_sft", *TEACHERS)),
 }
 
@@ -698,17 +910,19 @@ def seed_numbers(
 def comparison_text(rows:list, world:str, cfg:Config)->str:
     "Return the tables of a comparison as Markdown."
     k = next(key for key in rows[0] if key.startswith("pass@") and key != "pass@1")
-    keys = ("greedy", "pass@1", k, "spread", "routes", f"hard {k}", "entropy", "silent")
+    keys = ("greedy", "pass@1", k, "spread", "routes", f"hard {k}", "entropy", "silent", "pull",
+            "not read", *BUDGET)
     budget = f"{cfg.steps} steps of {cfg.prompts} problems x {cfg.responses} responses"
-    parts = [f"{world}: {budget}; mean over seeds [95% bootstrap interval]", as_text(rows, keys)]
+    parts = [f"{world}: {budget}; mean over runs [95% interval, Student's]", as_text(rows, keys)]
     others = [row for row in rows if "minus" in row["greedy"]]
     if others:
-        parts += ["Difference to grpo on the same seeds", as_text(others, keys, True)]
+        base = next(row["method"] for row in rows if "minus" not in row["greedy"])
+        parts += [f"Difference to {base} on the same seeds", as_text(others, keys, True)]
     return "\n\n".join(parts)
 
 # %% ../nbs/04_compare.ipynb #b4e4a2dc
 def compare_methods(
-    # main, ablations, long, experts, or names with options, as in
+    # main, ablations, long, experts, foreign, pull, or names with options, as in
     # "grpo,calibrl:alpha=0.3,gap=sequence,dapo"
     methods:str=METHODS,
     seeds:str="3",            # how many (0, 1, ...), or a list such as 4,7,9
@@ -716,6 +930,12 @@ def compare_methods(
     out:str="runs/compare",   # folder of the records; runs that are there are not repeated
     quick:bool=False,         # a taste: one seed, a few steps, small tests
     world:str="geometry",     # geometry, drawn, or algebra, in words
+    # how many warm starts, the embedded one and others that are built, or their folders, separated
+    # by commas (default: the embedded one)
+    starts:str=None,
+    # metric by which each method's variants are chosen on one half of the seeds, such as
+    # "hard pass@8"; the other half is reported (default: every variant is)
+    tune:str=None,
 ):
     "Train methods with several seeds under the same budget and compare them, with intervals."
     wanted = EXPERIMENTS.get(methods, methods)
@@ -728,7 +948,10 @@ def compare_methods(
     few = 8 if quick else 60
     cfg = Config(steps=few if steps is None else steps, prompts=8)
     exam = dict(size=24, k=4) if quick else {}
-    rows = compare(specs, numbers, cfg, out, show=partial(print, flush=True), world=world, **exam)
+    if starts is not None:
+        starts = int(starts) if starts.isdigit() else [part for part in starts.split(",") if part]
+    rows = compare(specs, numbers, cfg, out, show=partial(print, flush=True), world=world,
+                   starts=starts, tune=tune, **exam)
     text = comparison_text(rows, world, cfg)
     write_atomic(Path(out)/"table.md", text + "\n")
     print(f"\n{text}\n\nThe records and this table are in {out}; more seeds go on from there.")

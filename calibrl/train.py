@@ -163,8 +163,8 @@ def at_first(update:dict,      # metrics of the first update
              rows:Rollouts,    # that all updates of the step see
              cfg:Config,       # of the step
             )->dict:           # floats by name
-    "Return what was so before any update: the ratio's error, positive gaps, where a dial stands."
-    first = {"first_ratio_error": update["ratio_error"]}
+    "Return what was so before any update: ratio, tokens, positive gaps, where a dial stands."
+    first = {"first_ratio_error": update["ratio_error"], "tokens_trained": int(rows.mask.sum())}
     return first | gap_positive(rows, cfg.gap) | dial_metrics(cfg)
 
 # %% ../nbs/02_train.ipynb #4ac75ec5

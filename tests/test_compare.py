@@ -330,6 +330,8 @@ def test_experts_of_all_kinds():
     assert 30 < right["noisy"] < 60
     assert right["wrong"] < 20
     assert 15 < right["half"] < 45
+    assert right["foreign"] == right["semi"] == 60
+    assert 1.5 < length["foreign"]/length["good"] < 3
     assert length["terse"] < .7*length["good"]
     assert length["verbose"] > 1.3*length["good"]
 
@@ -366,10 +368,12 @@ def test_figures_and_paired_differences():
     assert grpo["silent"]["mean"] == pytest.approx(3/13)
     assert grpo["seeds"] == 4 and "minus" not in grpo["greedy"]
 
-    # one problem of ten differs
+    # one problem of ten differs,
     low, high = a["greedy"]["minus_interval"]
     assert a["greedy"]["minus"] == pytest.approx(.1)
-    assert low == pytest.approx(0) and .2 <= high <= .4
+    # in each run another one: of ten problems three have 1/3; Student's with 9 degrees of freedom
+    half = 2.2622*((3*(1/3 - .1)**2 + 7*.1**2)/9/10)**.5
+    assert (low, high) == pytest.approx((.1 - half, .1 + half), abs=1e-4)
     assert a["entropy"]["minus_interval"] == pytest.approx((0., 0.))
     assert a["greedy"]["pairs"] == 3
 
@@ -380,20 +384,101 @@ def test_figures_and_paired_differences():
     assert "+0.100 [" in C.as_text([a], differences=True)
 
 
-def test_interval_covers_like_a_bootstrap():
+def test_the_interval_is_students():
     values = [random.Random(i).gauss(0, 1) for i in range(40)]
     average = sum(values)/40
     error = (sum((v - average)**2 for v in values)/40/40)**.5
     low, high = C.interval(values)
-    assert low == pytest.approx(average - 1.96*error, abs=.06)
-    assert high == pytest.approx(average + 1.96*error, abs=.06)
+    t = 2.0227*(40/39)**.5               # the table's for 39 degrees of freedom
+    assert (low, high) == pytest.approx((average - t*error, average + t*error), abs=1e-4)
     assert math.isfinite(high) and C.interval(values, .5)[0] > low
     assert math.isnan(C.interval([.5])[0])
     assert C.interval([.5, .5]) == (.5, .5)
 
     # seeds agree, the hundred problems do not
     low, high = C.interval([[0, 1]*50]*3)
-    assert .38 < low < .42 and .58 < high < .62
+    assert .39 < low < .41 and .59 < high < .61
+
+
+def at(record, start):
+    "The record, of a run that began from another policy."
+    return record | {"settings": {"files": start}}
+
+
+def test_several_warm_starts_are_the_sample():
+    "Three seeds on each of two starts are two numbers, and a seed alone is no interval."
+    runs = [at(fake("a", seed, 2, .1 + .001*seed), "x") for seed in range(3)]
+    runs += [at(fake("a", seed, 2, .3), "y") for seed in range(3)]
+    row, = C.table(runs)
+    assert (row["seeds"], row["starts"]) == (3, 2)
+    low, high = row["entropy"]["interval"]
+    assert row["entropy"]["mean"] == pytest.approx(.2005)
+    assert high - low == pytest.approx(2*12.7062*.199/2, abs=1e-3)
+    assert "3 on each of 2 starts" in C.as_text([row])
+    assert "| 1: no interval | 0.200 |" in C.as_text(C.table(runs[:1]))
+
+    # a difference pairs runs of one start, not seeds of the same number
+    base = [at(fake("b", seed, 1, .1), "x") for seed in range(3)]
+    row = C.table(base + runs, to="b")[1]
+    assert row["entropy"]["pairs"] == 3
+    assert row["entropy"]["minus"] == pytest.approx(.001)
+
+
+def test_starts_are_told_apart_and_built(tmp_path, monkeypatch):
+    from calibrl import algebra
+    built = []
+
+    def build(folder, seed, progress):
+        built.append(seed)
+        folder.mkdir(parents=True)
+        (folder/"model.safetensors").write_text("x")
+
+    monkeypatch.setattr(algebra, "build_checkpoint", build)
+    folders = C.warm_starts("algebra", 3, tmp_path)
+    assert built == [1, 2] and folders[0] == algebra.tiny_checkpoint()
+    assert C.warm_starts("algebra", 3, tmp_path) == folders and built == [1, 2]
+    names = [place.name for place, _ in C.places_of(tmp_path, folders)]
+    assert names == ["algebra", "start-1", "start-2"]
+    with pytest.raises(ValueError, match="starts: two have the same name"):
+        C.places_of(tmp_path, ["a/x", "b/x"])
+    assert C.places_of(tmp_path, [None]) == [(tmp_path, None)]
+
+
+def test_tuning_wants_the_same_for_everyone():
+    three = [f"luffy:expert_weight={w}" for w in (1, 5, 9)]
+    C.check_tuning([C.BASE, *three, "hpt:expert_weight=1", "hpt:expert_weight=2",
+                    "hpt:expert_weight=3"], [0, 1])
+    with pytest.raises(ValueError, match="not luffy 3, hpt 1"):
+        C.check_tuning([*three, "hpt"], [0, 1])
+    with pytest.raises(ValueError, match="at least two seeds"):
+        C.check_tuning(three, [0])
+    runs = [fake(spec, seed, 3 + k, .1) for k, spec in enumerate(three) for seed in range(4)]
+    rows = C.tuned(runs, "greedy")
+    assert [row["method"] for row in rows] == [three[2]] and rows[0]["seeds"] == 2
+    with pytest.raises(ValueError, match="no record has 'speed'; there are greedy"):
+        C.tuned(runs, "speed")
+
+
+def test_the_experiment_on_pull_can_be_tuned():
+    C.check_tuning(C.EXPERIMENTS["pull"].split(), [0, 1])
+    for name in ("pull", "foreign"):
+        for spec in C.EXPERIMENTS[name].split():
+            C.variant(spec, SMALL)
+
+
+def test_new_records_say_what_they_cost():
+    old = fake("a", 0, 2, .1)
+    names = old["names"] + ["groups_drawn", "tokens_trained", "gap_positive"]
+    curve = [row + [7, 9, math.nan if k == 0 else 1.] for k, row in enumerate(old["curve"])]
+    new = old | dict(names=names, curve=curve, pull=[.25, None])
+    metrics = C.run_metrics(new)
+    assert metrics["groups drawn"] == 7*13 and metrics["tokens trained"] == 9*13
+    assert metrics["not read"] == 1. and metrics["pull"] == .25
+    assert "pull at the end" not in metrics and "pull" not in C.run_metrics(old)
+
+    # a table of old and new ones has the columns of both
+    text = C.as_text(C.table([old, new | dict(spec="b")]), ("entropy", "pull"))
+    assert "| a | 1: no interval | 0.100 |  |" in text and "| 0.250 |" in text
 
 
 def test_live_table(tmp_path):

@@ -49,7 +49,7 @@ MAY_USE = {
     "base": {"engine", "files", "prompts"},
     "benchmarks": {"eval.benchmarks", "eval.rules"},
     "compare": {"algebra", "config", "eval", "eval.hashes", "eval.stats", "files", "geometry",
-                "rollout", "train"},
+                "loss", "methods", "rollout", "train"},
     "config": {"dial", "files", "http_json", "loss", "prompts"},
     "data": {"data.check", "data.columns", "data.pictures", "data.problems", "data.rows",
              "data.sources"},

@@ -116,6 +116,44 @@ def seeds_interval(
     ends = np.quantile(means, [(1 - level)/2, (1 + level)/2])
     return tuple(float(end) for end in ends)
 
+# %% ../../nbs/eval/stats.ipynb #1cbc1c5c
+def student_share(t:float, df:int)->float:
+    "Return the probability that Student's t is between -t and t (Abramowitz & Stegun 26.7.3, 4)."
+    angle = math.atan(t/math.sqrt(df))
+    odd = df % 2
+    term = math.cos(angle) if odd else 1.
+    total = 0. if df == 1 else term
+    for k in range(2 + odd, df, 2):
+        term *= (k - 1)/k*math.cos(angle)**2
+        total += term
+    if odd:
+        return 2/math.pi*(angle + math.sin(angle)*total)
+    return math.sin(angle)*total
+
+def student_quantile(df:int, level:float=.95)->float:
+    "Return the t within which a share `level` lies, by halving."
+    low, high = 0., 1e4
+    for _ in range(100):
+        middle = (low + high)/2
+        low, high = (middle, high) if student_share(middle, df) < level else (low, middle)
+    return high
+
+def runs_interval(
+    values,             # (runs,) or (runs, problems)
+    level:float=.95,
+)->tuple:               # (low, high); of one run there is none (NaN)
+    "Return Student's interval of a mean over runs, the chance of the problems added in squares."
+    values = np.asarray(values, float)
+    values = values.reshape(len(values), -1)
+    runs, problems = values.shape
+    if runs < 2:
+        return math.nan, math.nan
+    half = student_quantile(runs - 1, level)*values.mean(1).std(ddof=1)/math.sqrt(runs)
+    if problems > 1:
+        by_problem = values.mean(0).std(ddof=1)/math.sqrt(problems)
+        half = math.hypot(half, student_quantile(problems - 1, level)*by_problem)
+    return float(values.mean() - half), float(values.mean() + half)
+
 # %% ../../nbs/eval/stats.ipynb #1ac009e5
 def mean_over(
     rows:list,
