@@ -95,7 +95,7 @@ def write(rows:int,
         token, logp, entropy = next_token()
         drawn.append(Drawn(alive, token, logp, entropy))
         if tell:
-            tell(token.tolist())
+            tell(token[~ended].tolist())
         ended = ended | torch.isin(token, eos)
         if t % every or t == max_new_tokens:
             continue

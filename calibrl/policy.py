@@ -24,9 +24,10 @@ from .memory import remembering, seen_in
 from .masks import is_plainly_causal, model_masks, pictures_seen, token_types
 from .plain_rows import plain_logps, plain_samples, token_scores
 from .prompts import USUAL, continued, limit_pixels, opening, pixels_of, wording
+from .sampling_copy import copies, writer_of
 from .selfcheck import settle
 from .states import Layout, prepare_states
-from .step import Step, in_blocks, lengthened
+from .step import EVERY, Step, in_blocks, lengthened
 from .windows import prepare_windows
 
 # %% ../nbs/01b_policy.ipynb #926fe9f1
@@ -122,9 +123,13 @@ class Policy:
         self.pixels = None         # limits of a picture, where they were set
         self.memory = None         # in a step what was seen in it, see `remembering`
         self.sampler = None        # another program that samples for a run, see `serving`
+        self.fixed = self.device.type != "cpu"    # rows keep their places while sampling
 
-        # How rows are run, and what is known of the head: found out by trying
+        # How rows are run, and what is known of the head: found out by trying, without a copy
+        self.copy = False
         settle(self, rows, MODELS)
+        self.sampling_copy = None    # as somebody asks: True, False, or where it fits
+        self.copy = None             # to sample from, once it is asked for, see `writer`
 
     @classmethod
     def from_pretrained(cls,             # noqa: PLR0913
@@ -138,13 +143,18 @@ class Policy:
                         train_vision=False,    # a new adapter reaches into the vision tower, too
                         dtype=None,            # of what is not quantised; default: bf16 on a GPU
                         rows="auto",           # packed where that is right, else plain
+                        # sample from a copy with the adapter merged; default: a GPU, 8 bits
+                        sampling_copy=None,
                        )->"Policy":
         "Return a policy from an image-text-to-text or causal language model."
         model, processor = load_base(name_or_path, bits, device, dtype)
         adapted = add_adapter(model, lora_rank, adapter, seed, train_vision)
         policy = cls(adapted, processor, rows)
+        policy.sampling_copy = sampling_copy
         if recomputes(gradient_checkpointing, policy.device):
             recompute_activations(policy.model)
+        if sampling_copy:
+            copies(policy)      # or it says why not
         return policy
 
     @property
@@ -156,6 +166,11 @@ class Policy:
     def about(self)->str:
         "One line on how rows are run and what the adapter reaches."
         return f"{self.base.config.model_type}: {self.rows} rows, {adapter_line(self.model)}"
+
+    @property
+    def writer(self):
+        "What responses are sampled from: the model without its head, or a copy, see `writer_of`."
+        return writer_of(self)
 
     def save(self, path):
         "Save the adapter alone, as a folder that plain peft loads, and a note of its base."
@@ -456,7 +471,7 @@ def prefill(policy:Policy,
     inputs, mask = policy.packed(prompts, groups, P, T)
     mask = mask & has_expert[:, None, None]
     cache = DynamicCache()
-    hidden = policy.core(**inputs, past_key_values=cache, use_cache=True).last_hidden_state
+    hidden = policy.writer(**inputs, past_key_values=cache, use_cache=True).last_hidden_state
     logp, _ = token_logps(policy, hidden, inputs, mask, temperature)
 
     # Copies, so that the rest can go, in whole blocks
@@ -514,10 +529,11 @@ def write_responses(policy:Policy,
                     temperature, tell=None)->Samples:
     "Write responses token by token over the prompts' keys and values."
     draw_next = partial(next_token, policy, choose=choose, temperature=temperature)
-    step = Step(policy.core, prompts, n, draw_next, luck)
+    step = Step(policy.writer, prompts, n, draw_next, luck, policy.fixed)
     tokens, rows = luck.shape
     eos = torch.tensor(policy.eos_ids, device=policy.device)
-    drawn = write(rows, step.next_token, step.keep, eos, tokens, tell=tell)
+    together = dict(every=EVERY, group=n) if policy.fixed else {}
+    drawn = write(rows, step.next_token, step.keep, eos, tokens, tell=tell, **together)
     return Samples(*by_row(drawn, eos), prompts.expert_logp, prompts.expert_mask,
                    prompts.prompt_tokens)
 

@@ -6,10 +6,14 @@
 __all__ = []
 
 # %% ../nbs/01l_step.ipynb #b64ec020
+import sys
+from functools import partial
+
 import torch
 import torch.nn.functional as F
 
 from calibrl.engine import SharedPrompts
+from calibrl.prompts import one_line
 
 # %% ../nbs/01l_step.ipynb #e169803d
 BLOCK = 32      # places for tokens come in multiples of it
@@ -66,10 +70,13 @@ class Step:
                  prompts,         # `Prefill` of B prompts
                  n:int,           # responses a prompt
                  draw,            # states and luck -> token ids, log-probabilities, entropies
-                 luck):           # (tokens, B*n) random numbers
+                 luck,            # (tokens, B*n) random numbers
+                 fixed=False):    # rows keep their places, and leave with all of their prompt's
         self.core = core
         self.draw = draw
         self.n = n
+        self.fixed = fixed
+        self.feed = Captured(self) if fixed and luck.is_cuda else partial(feed, self)
         self.luck = luck
         self.layers = list(zip(prompts.keys, prompts.values, strict=True))
         self.slots = None                                  # all rows, in order
@@ -91,11 +98,10 @@ class Step:
         if self.written == 0:
             found = self.draw(self.states, self.luck[0])
         else:
-            if self.written > self.own.width:
-                self.own.widen(self.own.width + BLOCK)
-            found = feed(self)
+            make_room(self)
+            found = self.feed()
         self.written += 1
-        self.token = found[0]
+        self.token.copy_(found[0])
         return found
 
     def keep(self, going):    # indices of rows, in order
@@ -104,7 +110,7 @@ class Step:
 
 # %% ../nbs/01l_step.ipynb #7d25adc8
 def feed(step:Step)->tuple:
-    "Feed the newest tokens and draw the next ones."
+    "Feed the newest tokens and draw the next ones; all that it changes, it changes in place."
     places = torch.arange(step.own.width, device=step.column.device)
     empty = (places > step.column).expand(*step.padding.shape[:3], -1)
     states = step.core(input_ids=step.token[:, None],
@@ -115,12 +121,66 @@ def feed(step:Step)->tuple:
     step.column.add_(1)
     return step.draw(states, step.luck.index_select(0, step.column)[0])
 
+def make_room(step:Step):
+    "Add places for own tokens where all are taken: a block, or as many again where rows stay."
+    width = step.own.width
+    if step.written > width and step.fixed:
+        step.own.widen(min(2*width, in_blocks(len(step.luck))))
+    elif step.written > width:
+        step.own.widen(width + BLOCK)
+
+def shapes(step:Step)->tuple:    # prompts, responses to each, places of a prompt, of own tokens
+    "Return what decides the shapes of all that a step reads."
+    B, _, P, _ = step.layers[0][0].shape
+    return B, step.n, P, step.own.width
+
 def keep_rows(step:Step, going):
     "Do what `Step.keep` says."
-    slots = torch.arange(len(step.token), device=going.device)
-    step.slots = (slots if step.slots is None else step.slots)[going]
+    if step.fixed:
+        prompts = going[::step.n]//step.n
+        step.layers = [tuple(x[prompts] for x in layer) for layer in step.layers]
+    else:
+        slots = torch.arange(len(step.token), device=going.device)
+        step.slots = (slots if step.slots is None else step.slots)[going]
     step.start = step.start[..., going, :]
     step.padding = step.padding[going]
     step.luck = step.luck[:, going]
     step.token = step.token[going]
     step.own.change(lambda block: block[going])
+
+# %% ../nbs/01l_step.ipynb #8ab30718
+EVERY = 16      # tokens between looks at who has ended, where rows keep their places
+
+class Captured:
+    "A step as one CUDA graph, captured when the same shapes come for the second time."
+    def __init__(self, step:Step):
+        self.step = step
+        self.works = True
+        self.shapes = None       # of the last step
+        self.graph = None        # with these shapes
+        self.found = None        # what each replay writes anew
+
+    def __call__(self)->tuple:    # token ids, log-probabilities, entropies (rows,)
+        if self.shapes != shapes(self.step):
+            self.shapes = shapes(self.step)
+            self.graph = None
+            return feed(self.step)
+        if self.works and self.graph is None:
+            self.capture()
+        if not self.works:
+            return feed(self.step)
+        self.graph.replay()
+        return tuple(part.clone() for part in self.found)
+
+    def capture(self):
+        "Note down all kernels of a step; none of them runs."
+        graph = torch.cuda.CUDAGraph()
+        try:
+            with torch.cuda.graph(graph):
+                self.found = feed(self.step)
+        except RuntimeError as e:
+            self.works = False
+            print(f"calibrl: a step of sampling cannot be captured ({one_line(e)}): each kernel is"
+                  " launched on its own, which is slower", file=sys.stderr)
+            return
+        self.graph = graph

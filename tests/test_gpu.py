@@ -134,3 +134,24 @@ def test_half_precision_samples_scores_and_learns(tiny, device):
     cfg = Config(steps=2, prompts=4, responses=4, max_new_tokens=32)
     for row in train(policy, problems(8, split="train"), cfg):
         assert row["skipped_updates"] == 0 and row["grad_norm"] > 0
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_a_captured_step_on_a_card_writes_what_the_eager_one_does(tiny, capsys):
+    "The same ids from the same luck, graphs captured, and no line that says they were not."
+    from calibrl import step as step_room
+    policy = Policy.from_pretrained(tiny, bits=4, device="cuda")
+    ps = problems(4, split="test")
+    replays = []
+    replay = torch.cuda.CUDAGraph.replay
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.cuda.CUDAGraph, "replay",
+                      lambda graph: replays.append(1) or replay(graph))
+        captured = policy.sample(ps, n=4, seed=1)
+    assert replays and "cannot be captured" not in capsys.readouterr().err
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(step_room.Captured, "__call__", lambda self: step_room.feed(self.step))
+        eager = policy.sample(ps, n=4, seed=1)
+    assert captured.ids == eager.ids
+    assert torch.equal(captured.logp, eager.logp)

@@ -45,7 +45,7 @@ def test_a_step_stays_within_five_files():
     assert reading.BEHIND.keys() - reading.STEP.keys() == {
         "draws", "engine", "plain_rows", "prompts", "step"}
     assert step <= 450, f"{step} lines: what a reader of a step must read grows"
-    assert step + behind <= 1240, f"{step + behind} lines: what stands behind a step grows"
+    assert step + behind <= 1260, f"{step + behind} lines: what stands behind a step grows"
 
 
 def said(path):

@@ -33,7 +33,7 @@ BEHIND = {
     "tasks": ["verify"],
     "plain_rows": ["token_scores"],
     "draws": ["write", "pick", "pick_some", "draw", "drawer", "luck_of", "Drawn", "by_row"],
-    "step": ["Step", "feed", "keep_rows", "OwnTokens", "in_blocks", "lengthened"],
+    "step": ["Step", "feed", "make_room", "keep_rows", "OwnTokens", "in_blocks", "lengthened"],
     "prompts": ["prompt_text", "chat_of", "plain"],
     "engine": ["is_packed", "encode", "collate", "padded_row", "pack", "packed_masks", "past",
                "attention", "packed_attention", "rows_over_prefix", "own_tokens", "with_prompt",
@@ -57,6 +57,7 @@ LEFT_OUT = {
     "the alarm before an update": ["check_agreement"],
     "what a kernel makes of a mask": ["bias_of"],
     "memory for time": ["recompute_activations", "Policy.remembering", "remembering", "seen_in"],
+    "the same tokens, sooner on a GPU": ["Captured", "shapes", "Policy.writer"],
     "rows of models that cannot be packed, and what only some families have": [
         "sample_plainly", "plain_logps", "logit_logps", "attend_by", "laid_out", "with_sink",
         "attend_windows", "logps_by_passes", "Policy.passes"],

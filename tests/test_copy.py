@@ -1,0 +1,122 @@
+"""A copy to sample from: what it says is what the model says, the model stays as it is, and it
+is there where it is said to be."""
+import copy
+
+import pytest
+import torch
+
+from calibrl.geometry import problems
+from calibrl.rollout import Policy, ratio_floor, rollout
+from calibrl.sampling_copy import SamplingCopy, copy_bytes, merged
+from calibrl.train import Config, train
+
+PROBLEMS = problems(6, split="test")
+
+
+def trained(folder, **options):
+    "A policy whose adapter has learned for some steps from experts' answers."
+    torch.set_num_threads(1)
+    policy = Policy.from_pretrained(folder, **options)
+    cfg = Config(method="sft", steps=4, prompts=8, responses=2, mini_batches=1, lr=2e-3)
+    list(train(policy, problems(32, split="train"), cfg))
+    return policy
+
+
+@pytest.fixture(scope="module", params=[4, 8, None], ids=["nf4", "int8", "fp32"])
+def policy(request, tiny):
+    return trained(tiny, bits=request.param)
+
+
+def test_a_copy_says_what_the_model_says(policy):
+    "Tokens drawn from the copy, scored by the model; in 8 bits the model itself rounds."
+    policy.copy, policy.sampling_copy = None, True
+    before = [weight.clone() for weight in policy.model.parameters()]
+    ro = rollout(policy, PROBLEMS, n=4, seed=1)
+    assert policy.copy and policy.writer is policy.copy.core
+    with torch.no_grad():
+        again = policy.logps(ro.problems, ro.grouped)
+    T = again.logp.shape[1]
+    off = (again.logp - ro.old_logp[:, :T])[again.mask].expm1().abs().mean()
+    bits8 = getattr(policy.base, "is_loaded_in_8bit", False)
+    assert float(off) < (4*ratio_floor(policy, ro) + 1e-4 if bits8 else 1e-4)
+    assert all(torch.equal(a, b) for a, b in zip(before, policy.model.parameters(), strict=True))
+
+
+def test_a_copy_shares_all_but_its_matrices(policy):
+    held = SamplingCopy(policy.core, policy.base.dtype)
+    known = {id(tensor) for tensor in (*policy.model.parameters(), *policy.model.buffers())}
+    own = [weight for weight in held.core.parameters() if id(weight) not in known]
+    assert sum(weight.nbytes for weight in own) == copy_bytes(policy.core, policy.base.dtype)
+    assert not any("lora_" in name for name, _ in held.core.named_parameters())
+    assert all(id(buffer) in known for buffer in held.core.buffers())
+    assert policy.core.get_input_embeddings().weight is held.core.get_input_embeddings().weight
+
+
+@pytest.mark.parametrize("options", [dict(foreach=False), dict(foreach=True), dict(fused=True)],
+                         ids=["one by one", "together", "fused"])
+def test_every_kind_of_step_is_seen(policy, options):
+    held = SamplingCopy(policy.core, torch.float32)
+    held.fresh()
+    optimizer = torch.optim.AdamW(policy.trainable, lr=1e-3, **options)
+    for weight in policy.trainable:
+        weight.grad = torch.ones_like(weight)
+    optimizer.step()
+    module, matrix = held.pairs[-1]
+    assert not torch.equal(matrix.weight, merged(module))
+    place = matrix.weight.data_ptr()
+    held.fresh()
+    assert torch.equal(matrix.weight, merged(module)) and matrix.weight.data_ptr() == place
+
+
+def test_a_run_samples_from_the_copy_as_from_the_model(tiny):
+    "The same run with and without: the same tokens in 32 bits, so the same metrics up to rounding."
+    rows = []
+    for asked in (True, False):
+        policy = Policy.from_pretrained(tiny, bits=4, sampling_copy=asked)
+        cfg = Config(method="grpo", steps=3, prompts=4, responses=4, mini_batches=1, lr=1e-3)
+        rows.append(list(train(policy, problems(12, split="train"), cfg)))
+        assert bool(policy.copy) == asked
+    for a, b in zip(*rows, strict=True):
+        assert a["tokens"] == b["tokens"] and a["reward"] == b["reward"]
+        assert max(a["first_ratio_error"], b["first_ratio_error"]) < 1e-4
+
+
+def test_half_precision_stays_within_the_bound_of_the_alarm(tiny):
+    "Samples of a merged copy in bf16, scored by 4 bits and adapter: mean |ratio - 1|."
+    policy = trained(tiny, bits=4, dtype=torch.bfloat16)
+    policy.sampling_copy = True
+    policy.copy = None
+    ro = rollout(policy, PROBLEMS, n=4, seed=1)
+    assert policy.copy
+    with torch.no_grad():
+        again = policy.logps(ro.problems, ro.grouped)
+    T = again.logp.shape[1]
+    off = float((again.logp - ro.old_logp[:, :T])[again.mask].expm1().abs().mean())
+    floor = ratio_floor(policy, ro, tokens=10**6)
+    assert 0 < off < 4*floor + 1e-4
+    print(f"merged copy in bf16: {off:.5f}, floor {floor:.5f}")
+
+
+def test_where_there_is_a_copy(tiny):
+    def is_copied(**options):
+        policy = Policy.from_pretrained(tiny, **options)
+        return policy.writer is not policy.core
+
+    assert is_copied(bits=8) and not is_copied(bits=4)
+    assert is_copied(bits=4, sampling_copy=True) and not is_copied(bits=8, sampling_copy=False)
+    assert not is_copied(lora_rank=0)
+    with pytest.raises(ValueError, match="sampling_copy: .* leave it out"):
+        Policy.from_pretrained(tiny, rows="plain", sampling_copy=True)
+
+
+def test_an_adapter_of_another_kind_is_not_merged(tiny):
+    "DoRA scales columns: the copy would leave that out."
+    from peft import LoraConfig, get_peft_model
+
+    from calibrl.base import load_base
+    model, processor = load_base(tiny)
+    config = LoraConfig(r=2, target_modules=["q_proj"], use_dora=True, task_type="CAUSAL_LM")
+    policy = Policy(get_peft_model(copy.deepcopy(model), config), processor)
+    policy.sampling_copy = True
+    with pytest.raises(ValueError, match="plain adapters"):
+        policy.sample(PROBLEMS[:1], max_new_tokens=2)
