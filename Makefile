@@ -8,10 +8,10 @@ INPUTS := settings.ini setup.py pyproject.toml constraints.txt
 # What runs with the oldest versions: all but what needs the tools for notebooks, or an hour
 LOWEST := .venv-lowest
 OF_LIBRARY := light loss score prompts engine families precision rollout train methods options eval data cli
-# vLLM for a CPU has versions of its own, so it has an environment of its own. PyTorch's index has the
-# builds without CUDA; where it cannot be reached: make test-vllm VLLM_PIP=
+# vLLM for a CPU has versions of its own, so it has an environment of its own. VLLM_PIP has options for
+# pip, such as an index with PyTorch's builds without CUDA, which are smaller
 VLLM := .venv-vllm
-VLLM_PIP ?= --extra-index-url https://download.pytorch.org/whl/cpu
+VLLM_PIP ?=
 # One thread a process, two processes: the notebooks and the tests share two cores without fighting for them
 CHECK  := COVERAGE_FILE=$(CURDIR)/.coverage OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false MPLBACKEND=agg HF_HUB_OFFLINE=1
 

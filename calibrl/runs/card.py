@@ -98,7 +98,7 @@ def asking_lines(cfg:Config)->list:
         lines += ["Pictures first, then the question, and behind it, on a line of their own, the"
                   " words with which it was trained:", "", *quoted_lines(words.instruction), ""]
     return [*lines, f"It was trained on answers of at most {cfg.max_new_tokens:,} tokens.", "",
-            "With vLLM (no part of calibrl's tests): `vllm serve .` in this folder.", ""]
+            "With vLLM (tried on a CPU alone): `vllm serve .` in this folder.", ""]
 
 def card_lines(title:str, base:str, run)->list:     # folder of a run or adapter
     "Return the lines of a merged model's card, but for what a hub reads."
@@ -137,5 +137,5 @@ def export_run(run:str,               # run folder, or folder of an adapter
     write_atomic(out/"README.md", "\n".join(front_matter(base, is_visual) + lines))
     place = shlex.quote(str(out))
     print(f"{out/'README.md'} says what it is and how to ask it: read it before you publish")
-    print(f"To serve it with vLLM (not run here): vllm serve {place}")
+    print(f"To serve it with vLLM (tried on a CPU alone): vllm serve {place}")
     print(f"To publish it: hf upload YOU/{shlex.quote(out.name)} {place}")
