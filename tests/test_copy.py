@@ -1,13 +1,18 @@
 """A copy to sample from: what it says is what the model says, the model stays as it is, and it
 is there where it is said to be."""
 import copy
+from collections import Counter
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
+from calibrl.draws import drawer, luck_of
 from calibrl.geometry import problems
+from calibrl.policy import next_token, read_prompts
 from calibrl.rollout import Policy, ratio_floor, rollout
 from calibrl.sampling_copy import SamplingCopy, copy_bytes, merged
+from calibrl.step import Step
 from calibrl.train import Config, train
 
 PROBLEMS = problems(6, split="test")
@@ -120,3 +125,51 @@ def test_an_adapter_of_another_kind_is_not_merged(tiny):
     policy.sampling_copy = True
     with pytest.raises(ValueError, match="plain adapters"):
         policy.sample(PROBLEMS[:1], max_new_tokens=2)
+
+
+NO_KERNELS = {"view", "_unsafe_view", "transpose", "t", "expand", "slice", "select", "unsqueeze",
+              "squeeze", "detach", "alias", "as_strided", "unbind", "split", "permute", "empty",
+              "promote_types"}
+
+
+class Operations(TorchDispatchMode):
+    "Count operations by name, but for those that only look at the same numbers otherwise."
+    def __init__(self):
+        super().__init__()
+        self.counted = Counter()
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        self.counted[function.name().split("::")[1].split(".")[0]] += 1
+        return function(*args, **(kwargs or {}))
+
+    @property
+    def total(self):
+        return sum(n for name, n in self.counted.items() if name not in NO_KERNELS)
+
+
+@torch.no_grad()
+def operations(policy, core):
+    "What one token of all rows launches, rows in their places."
+    def draw(states, luck):
+        return next_token(policy, states, luck, drawer(1.), 1.)
+
+    read = read_prompts(policy, PROBLEMS[:2], None, 1., 8192)
+    made = Step(core, read, 2, draw, luck_of(0, 4, 8), True)
+    made.next_token()
+    with Operations() as seen:
+        made.next_token()
+    return seen
+
+
+def test_a_token_takes_fewer_operations_with_a_copy(tiny):
+    "Of a model's seven matrices a layer each is one product; nothing is unpacked or added."
+    policy = Policy.from_pretrained(tiny, bits=4, dtype=torch.bfloat16, sampling_copy=False)
+    layers = policy.base.config.get_text_config().num_hidden_layers
+    without = operations(policy, policy.core)
+    with_copy = operations(policy, SamplingCopy(policy.core, torch.bfloat16).fresh())
+    products = with_copy.counted["mm"] + with_copy.counted["addmm"]
+    assert products == 7*layers + 1                                  # and the head
+    assert without.counted["mm"] + without.counted["addmm"] >= 2*7*layers
+    assert with_copy.total < .63*without.total
+    assert (without.total - with_copy.total)/layers > 45
+    print(f"operations a token, {layers} layers: {without.total}, with a copy {with_copy.total}")
