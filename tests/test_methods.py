@@ -252,8 +252,9 @@ def test_what_is_held_goes_less_far(tiny, ro):
         marked = marked[:, :now.shape[1]]
         return float((now - whole.old_logp[:, :now.shape[1]])[marked].abs().mean())
 
-    free, held = moved(0.), moved(5.)
-    assert held < .95*free
+    # The slope of the penalty does not shrink near 0: with weight 5 a step of this size overshoots
+    free, held = moved(0.), moved(1.)
+    assert held < .5*free
 
 
 def test_only_what_the_verifier_accepts_is_imitated(tiny, ro):
