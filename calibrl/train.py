@@ -276,11 +276,11 @@ def train(policy:Policy,      # its adapter is trained in place
           judge=verify,       # (texts, problems) -> scores, such as an `OwnReward`
          ):                   # generator: one dict a step
     "Train a policy; yield the metrics of each step, with one sampled response to look at."
-    optimizer = optimizer or make_optimizer(policy, cfg)
     drawn = sum(row["groups_drawn"] for row in done)
     stream = islice(batches(problems, cfg.prompts, cfg.seed), drawn//cfg.prompts, None)
     rows = list(done)
     with prepared(policy, problems, cfg):
+        optimizer = optimizer or make_optimizer(policy, cfg)
         for step in range(len(done) + 1, cfg.steps + 1):
             set_rate(optimizer, rate_share(cfg, step))
             row = one_step(policy, optimizer, stream, turned(at_step(cfg, step), rows), step, judge)
