@@ -14,7 +14,7 @@ from pathlib import Path
 
 from PIL import Image
 
-RECORDING = Path(__file__).parent/"fixtures"/"vllm.json"
+RECORDING = Path(__file__).parent/"recordings"/"vllm.json"
 
 
 def sized(part):

@@ -47,6 +47,7 @@ def update(policy, count):
 
 def a_layer(policy, count):
     "The operations of one layer."
+    update(policy, count)          # what is made once, and kept, belongs to no layer
     layers = policy.decoder.layers
     found = []
     try:

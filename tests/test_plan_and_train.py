@@ -24,8 +24,17 @@ SETTINGS = {field.name: field for kind in (Config, RunSpec) for field in fields(
 OTHER_TEXTS = {"method": "grpo", "gap": "mean", "reduce": "seq-mean-token-sum", "rows": "plain",
                "lr_schedule": "cosine", "on_bad": "fail", "instruction": "Answer in Latin.",
                "system": "You are kind.", "model": "some/model", "engine": "trl",
-               "vllm": "colocate"}
-WITH = {"vllm": ["--engine", "trl"]}      # what an option goes with
+               "vllm": "colocate", "dial": "alpha", "sampler": "vllm",
+               "sampler_url": "http://127.0.0.1:9"}
+
+# What an option goes with: the method that reads it, or another option
+CHORD = {"method": "chord"}
+HELD = {"target_entropy": .2}
+WITH = {"vllm": {"engine": "trl"}, "expert_weight": {"method": "luffy"},
+        "verified": {"method": "grpo_sft"}, "mu": CHORD, "mu_end": CHORD, "mu_steps": CHORD,
+        "cov_share": {"method": "kl_cov"}, "cov_weight": {"method": "kl_cov"},
+        "dial": HELD, "dial_rate": HELD, "sampler": {"sampler_url": "http://127.0.0.1:9"},
+        "sampler_url": {"sampler": "vllm"}}
 
 OTHER_NUMBERS = {"mini_batches": 4, "prompts": 8, "dual_clip": 2.5, "bits": 4}
 
@@ -54,9 +63,11 @@ def another(name):
 def flags_for(name):
     "The words that set a setting on a command line."
     value = another(name)
+    others = [word for other, given in WITH.get(name, {}).items()
+              for word in (flag_of(other), str(given))]
     if kind_of(name) is bool:
-        return [flag_of(name) if value else "--no-" + flag_of(name)[2:]]
-    return [flag_of(name), str(value), *WITH.get(name, [])]
+        return [flag_of(name) if value else "--no-" + flag_of(name)[2:], *others]
+    return [flag_of(name), str(value), *others]
 
 
 def settled(words):
@@ -74,7 +85,7 @@ def test_each_setting_is_a_flag_of_train(name):
 
 @pytest.mark.parametrize("name", [field.name for field in fields(Config)])
 def test_each_setting_is_kept_in_the_file_of_a_run(name, tmp_path):
-    cfg = load_config(**{name: another(name)})
+    cfg = load_config(**{name: another(name)}, **WITH.get(name, {}))
     save_config(cfg, tmp_path/"config.toml")
     assert load_config(tmp_path/"config.toml") == cfg != Config()
     assert settled(["--config", str(tmp_path/"config.toml")])[0] == cfg

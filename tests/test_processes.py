@@ -175,7 +175,7 @@ def test_a_run_of_two_goes_on_with_one(straight, tmp_path):
     shutil.copytree(straight, out)
     (out/"summary.json").unlink()
     shutil.rmtree(out/"checkpoints/step-6")
-    assert names(out) == ["step-4"]
+    assert names(out)[-1] == "step-4"        # beside it the best, if that is another
     assert main(["train", *SMALL, "--out", str(out)]) == 0
     close(figures(straight), figures(out))
 

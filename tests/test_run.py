@@ -534,9 +534,12 @@ def test_several_processes_give_the_trajectory_of_one(tiny, tmp_path, world, opt
             for k, v in a.items():
                 if isinstance(v, float) and k not in ("seconds", "gated_fraction"):
                     assert b[k] == pytest.approx(v, abs=1e-5), k
+
+        # Gradients are about 1e-6 here, and their rounding 1e-8: a hundredth of a step of Adam,
+        # which moves every weight by about `lr`, may come from the order of a sum
         weights = torch.load(f"{store}.weights-{rank}", weights_only=True)
         for w, v in zip(policy.trainable, weights, strict=True):
-            torch.testing.assert_close(w.detach(), v, atol=1e-5, rtol=0)
+            torch.testing.assert_close(w.detach(), v, atol=.02*cfg.lr, rtol=0)
 
 
 def test_too_many_processes_are_refused(tiny, monkeypatch):

@@ -390,11 +390,17 @@ def test_ctrl_c_ends_a_wait_at_once(policy):
     fresh(policy)
     if threading.current_thread() is not threading.main_thread():
         pytest.skip("signals come to the main thread")
-    with Running(replay) as url:
-        with pytest.raises(KeyboardInterrupt), served.serving(policy, asking(url)):
-            draw(policy, geometry.problems(1))
-        assert not replay.release.is_set()
-        assert policy.sampler is None and not replay.loaded
+
+    # a process that was started in the background may have been told to ignore Ctrl-C
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with Running(replay) as url:
+            with pytest.raises(KeyboardInterrupt), served.serving(policy, asking(url)):
+                draw(policy, geometry.problems(1))
+            assert not replay.release.is_set()
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert policy.sampler is None and not replay.loaded
 
 
 def without_clock(rows):

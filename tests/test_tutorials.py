@@ -181,7 +181,9 @@ def split(line):
 
 
 COMMAND_LINES = list(dict.fromkeys(commands()))
-LARGE = [line for line in COMMAND_LINES if "7B" in line and split(line)[0] in ("plan", "train")]
+# What TRL needs of a cluster's cards is not planned
+LARGE = [line for line in COMMAND_LINES if "7B" in line and split(line)[0] in ("plan", "train")
+         and "--engine trl" not in line]
 
 
 @pytest.mark.parametrize("line", COMMAND_LINES)

@@ -22,7 +22,7 @@ ASSETS = [*sorted(asset_path("viz").iterdir()), *sorted(asset_path("pages").iter
 
 def same_numbers(page):
     "The table of frames inside the page"
-    return json.loads(re.search(r"^alphaFigure\((\{.*\})\);$", page, flags=re.M)[1])["frames"]
+    return json.loads(re.search(r"^const figure = (\{.*\});$", page, flags=re.M)[1])["frames"]
 
 
 def test_gate_curve_is_the_gate():
@@ -102,10 +102,13 @@ const E = {};
 const first = (id) => id.endsWith("-a") ? 10 : id.endsWith("-w") ? 2 : 0;
 const made = (id) => ({
   value: first(id), at: {}, h: {},
+  querySelectorAll: () => [],
   setAttribute(name, value) { this.at[name] = value },
   addEventListener(name, f) { this.h[name] = f },
 });
-global.document = { getElementById: (id) => E[id] || (E[id] = made(id)) };
+global.document = { getElementById: (id) => E[id] || (E[id] = made(id)), addEventListener() {} };
+global.window = { addEventListener() {} };
+global.location = { hash: "" };
 """
 MOVE = """
 const e = (name) => E["calibrl-alpha-" + name];
