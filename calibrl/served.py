@@ -320,8 +320,8 @@ def sampler_metrics(ro, cfg)->dict:     # `Rollouts`, `Config`
 def how_to_start(policy:Policy)->str:
     "Return what to do where no server answers."
     there = importlib.util.find_spec("vllm") is not None
-    have = "" if there else ("; vLLM is not installed here: pip install 'calibrl[vllm]', or have it"
-                             " in an environment of its own")
+    have = "" if there else ("; vLLM is not installed here: pip install vllm, in an environment of"
+                             " its own, for it pins torch")
     base = policy.base.config._name_or_path
     rank = max((config.r for config in getattr(policy.model, "peft_config", {}).values()),
                default=16)

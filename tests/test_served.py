@@ -340,7 +340,7 @@ def test_without_a_server_it_is_said_how_to_start_one(capsys, tmp_path):
     error = capsys.readouterr().err.splitlines()[-1]
     assert code == 2 and error.startswith(f"calibrl train: no server answers at {url}")
     assert "--enable-lora --max-lora-rank 8 --logprobs-mode processed_logprobs" in error
-    assert "pip install 'calibrl[vllm]'" in error
+    assert "pip install vllm, in an environment of its own" in error
 
 
 @pytest.mark.parametrize("url", ["http://me:pw@host:1", "file:///etc/passwd", "host:8000", "", " "])
