@@ -86,6 +86,7 @@ def sampled(sample, happened):
 @pytest.mark.parametrize("problems, first", [(LATEX, ["judge", "sample"]), (PLAIN, ["sample"])])
 def test_the_judge_starts_before_the_first_step_if_it_will_be_asked(judge_starts, problems, first):
     policy = Policy.from_pretrained(tiny_checkpoint(), lora_rank=2)
+    judge_starts.clear()            # the check at load samples, too
     cfg = Config(steps=1, prompts=2, responses=2, mini_batches=1, max_new_tokens=2)
     list(T.train(policy, problems, cfg))
     assert judge_starts[:len(first)] == first and judge_starts.count("judge") == len(first) - 1
@@ -94,6 +95,7 @@ def test_the_judge_starts_before_the_first_step_if_it_will_be_asked(judge_starts
 @pytest.mark.parametrize("problems, first", [(LATEX, ["judge", "sample"]), (PLAIN, ["sample"])])
 def test_the_judge_starts_before_the_first_answer(judge_starts, problems, first):
     policy = Policy.from_pretrained(tiny_checkpoint(), lora_rank=0)
+    judge_starts.clear()
     evaluate(policy, problems, max_new_tokens=2)
     assert judge_starts == first
 
