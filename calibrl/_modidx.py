@@ -1583,6 +1583,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                               'calibrl.step.Step.__init__': ('step.html#step.__init__', 'calibrl/step.py'),
                               'calibrl.step.Step.keep': ('step.html#step.keep', 'calibrl/step.py'),
                               'calibrl.step.Step.next_token': ('step.html#step.next_token', 'calibrl/step.py'),
+                              'calibrl.step.by_row': ('step.html#by_row', 'calibrl/step.py'),
                               'calibrl.step.feed': ('step.html#feed', 'calibrl/step.py'),
                               'calibrl.step.in_blocks': ('step.html#in_blocks', 'calibrl/step.py'),
                               'calibrl.step.keep_rows': ('step.html#keep_rows', 'calibrl/step.py'),

@@ -208,6 +208,7 @@ def learning_pass(core, head, groups, group:Group, axes):
     del hidden, before, targets
     logp.sum().backward()
 
+# %% ../nbs/04a_plan.ipynb #0268aa1c
 def traced(config,                        # of the model
            groups,                        # prompts at once
            group:Group,                   # sizes of each
@@ -338,6 +339,7 @@ def tower_peak(config, depth, images, lora_rank, dtype, gradient_checkpointing)-
         getattr(seen, "pooler_output", seen).sum().backward()
     return meter.peak
 
+# %% ../nbs/04a_plan.ipynb #0872ab98
 def tower_bytes(config, image_tokens, lora_rank, dtype, gradient_checkpointing):
     "Return a function of the number of groups at once: bytes that their pictures keep in a tower."
     vision = getattr(config, "vision_config", None)

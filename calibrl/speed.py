@@ -629,6 +629,7 @@ def why_it_failed(
         return "killed: out of memory?"
     return (done.stderr.strip().splitlines() or ["no message"])[-1]
 
+# %% ../nbs/07_speed.ipynb #6a5cd8fd
 def alone(
     what,  # head, step, split_step or group
     side,  # ours or peer

@@ -63,6 +63,13 @@ class OwnTokens:
         self.change(lambda block: lengthened(block, tokens))
 
 # %% ../nbs/01l_step.ipynb #6c9e231a
+def by_row(prompts, n:int)->tuple:    # positions, places that are padding, states
+    "Return what rows need of their prompts, `n` rows a prompt."
+    return (prompts.position.movedim(0, -2).repeat_interleave(n, -2),
+            ~prompts.seen.repeat_interleave(n, 0),
+            prompts.hidden.repeat_interleave(n, 0))
+
+# %% ../nbs/01l_step.ipynb #80acdb60
 class Step:
     "Rows that are written token by token over prompts that were read once a group."
     def __init__(self,
@@ -81,14 +88,11 @@ class Step:
         self.layers = list(zip(prompts.keys, prompts.values, strict=True))
         self.slots = None                                  # all rows, in order
 
-        # By row: where it starts, which places of its prompt are padding, its newest token
+        # By row: where it starts, which places of its prompt are padding, its newest token,
+        # and where in its block that goes
         rows = luck.shape[1]
-        self.start = prompts.position.movedim(0, -2).repeat_interleave(n, -2)
-        self.padding = ~prompts.seen.repeat_interleave(n, 0)
-        self.states = prompts.hidden.repeat_interleave(n, 0)
+        self.start, self.padding, self.states = by_row(prompts, n)
         self.token = torch.zeros(rows, dtype=torch.long, device=luck.device)
-
-        # Where in its block the newest token goes
         self.written = 0
         self.column = torch.zeros(1, dtype=torch.long, device=luck.device)
         self.own = OwnTokens(self.layers, rows, self.column)

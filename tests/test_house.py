@@ -575,6 +575,11 @@ def test_notebook(path):
     assert all(ids) and len(set(ids)) == len(ids), same
     assert path.stat().st_size < 1_000_000, "over 1 MB: make the pictures smaller"
 
+    # What is stored is what a reader is to see: no warnings and no places of somebody's machine
+    outputs = [out for cell in cells for out in cell.get("outputs", [])]
+    assert not [out["text"] for out in outputs if out.get("name") == "stderr"]
+    assert "site-packages" not in json.dumps(outputs)
+
     # An exported cell is at most 40 lines long, its first line and empty ones apart
     long = []
     for number, source in enumerate("".join(cell["source"]) for cell in cells):
