@@ -37,8 +37,8 @@ BEHIND = {
     "prompts": ["prompt_text", "chat_of", "plain"],
     "engine": ["is_packed", "encode", "collate", "padded_row", "pack", "packed_masks", "past",
                "attention", "packed_attention", "rows_over_prefix", "own_tokens", "with_prompt",
-               "attend", "one_token", "SharedPrompts", "head_logps", "FrozenHead", "Sweep",
-               "wide_product"]}
+               "attend", "one_token", "SharedPrompts"],
+    "head": ["head_logps", "FrozenHead", "Sweep", "wide_product"]}
 
 # What else these functions call, and why it is in neither list.
 LEFT_OUT = {
