@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from .tasks import INSTRUCTION, Problem, messages
-from .worlds import solutions
+from .worlds import beyond, solutions
 from .worlds.kit import (Family, by_family, deal, draw_evenly, id_and_tags,
                                 image_blind_bound, split_pool)
 from .worlds.start import (SPECIAL, TAGS, TEMPLATE, batch_of, build_from_command, descend,
@@ -49,20 +49,21 @@ def demonstrate(
 
 # %% ../nbs/00e_algebra.ipynb #6d35fdfe
 def pool(
-    split:str,   # "train", "test" or "hard"
+    split:str,   # "train", "test", "hard", "easy", "larger" or "transfer"
 )->list:         # (family, numbers) of every distinct problem in the split
     "Return all problems of a split."
-    return split_pool(FAMILIES, split)
+    return split_pool(FAMILIES, split, beyond.in_words())
 
 # %% ../nbs/00e_algebra.ipynb #90badb04
 def problems(
     n:int,              # how many; more than the split holds deals it again
     seed:int=0,         # of the order
-    split:str="train",  # "train", "test" or "hard"
+    split:str="train",  # as in `pool`
 )->list:                # of Problem, with tags family and level
     "Return problems with expert solutions; the same arguments always give the same list."
     out = []
-    for family, numbers in deal(FAMILIES, n, split, f"algebra-{split}-{seed}"):
+    order = f"algebra-{split}-{seed}"
+    for family, numbers in deal(FAMILIES, n, split, order, beyond.in_words()):
         text, answer = expert(family, numbers)
         out.append(Problem(question=ask(family, numbers), answer=answer, expert=text,
                            **id_and_tags(family, numbers)))

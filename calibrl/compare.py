@@ -257,10 +257,22 @@ class Exam:
     k:int = 8               # answers to each, besides the greedy one
     model:str|None = None   # policy folder that training begins from; None: the embedded one
     bits:int|None = None    # 4 for NF4
+    held_out:str|None = None     # "hard": the hard families are not trained on
+
+    def __post_init__(self):
+        if self.held_out not in (None, "hard"):
+            raise ValueError(f"held_out must be hard or nothing, not {self.held_out!r}")
+
+    @property
+    def trained_on(self)->str:
+        "Return the split that runs are trained on."
+        return "easy" if self.held_out else "train"
+
+FURTHER = ("larger", "transfer")     # exams that records from before there were any lack
 
 def exam_problems(world, size:int)->dict:
-    "Return as many problems of the test split as asked for, and half as many hard ones."
-    sizes = {"test": size, "hard": max(1, size//2)}
+    "Return as many problems of the test split as asked for, and half as many of the others."
+    sizes = {"test": size} | dict.fromkeys(("hard", *FURTHER), max(1, size//2))
     return {name: world.problems(n, split=name) for name, n in sizes.items()}
 
 def examine(policy, problems, k:int)->dict:
@@ -272,10 +284,12 @@ def examine(policy, problems, k:int)->dict:
 def settings(world:str, exam:Exam)->dict:
     "Return what figures depend on beside the variant: the exam, and the policy all begin from."
     place = world_module(world)
-    asked = [p for ps in exam_problems(place, exam.size).values() for p in ps]
+    asked = exam_problems(place, exam.size)
     return {"size": exam.size, "k": exam.k, "bits": exam.bits, "world": world,
-            "model": exam.model and str(exam.model),
-            "files": files_hash(exam.model or place.tiny_checkpoint()), "exam": data_hash(asked)}
+            "model": exam.model and str(exam.model), "held_out": exam.held_out,
+            "files": files_hash(exam.model or place.tiny_checkpoint()),
+            "exam": data_hash(asked["test"] + asked["hard"]),
+            "further": data_hash([p for name in FURTHER for p in asked[name]])}
 
 # %% ../nbs/04_compare.ipynb #b5ce878a
 def part_norm(policy, rows, adv, cfg, theirs:bool)->float:
@@ -348,7 +362,7 @@ def one_run(
     # the policy, and what it is trained on
     model = exam.model or place.tiny_checkpoint()
     policy = Policy.from_pretrained(model, bits=exam.bits, seed=seed)
-    pool = place.problems(cfg.steps*cfg.prompts, split="train", seed=seed)
+    pool = place.problems(cfg.steps*cfg.prompts, split=exam.trained_on, seed=seed)
     pool = EXPERTS[experts](pool, random.Random(seed))
     path = record_path(out, spec, seed)
     pull = [pull_now(policy, pool, phases[-1], 0)]
@@ -445,7 +459,8 @@ def other_settings(had:dict, spec:str, phases:list, want:dict)->str:
     # the name of a model is no setting: what its files hold is, where they are at hand
     want = {k: v for k, v in want.items() if k != "model" and not (k == "files" and v is None)}
     phases = json.loads(json.dumps([asdict(cfg) for cfg in phases]))
-    other = [changes(had["settings"], want), changes(had, {"spec": spec})]
+    older = {"held_out": None, "further": want["further"]}      # from before these could be asked
+    other = [changes(older | had["settings"], want), changes(had, {"spec": spec})]
 
     # a record from before there was an option had its default
     usual = asdict(Config())
@@ -480,12 +495,20 @@ def cores()->int:
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
 
-def check_world(out, world:str):
-    "Refuse to put records of two worlds into one folder."
-    others = {r.get("world", "geometry") for r in records(out)} - {world}
-    if others:
-        raise ValueError(f"out: {out} holds records of the world {min(others)}, not {world};"
-                         " give another folder")
+def left_out(record:dict)->str|None:
+    "Return what a run was not trained on: `hard`, or nothing."
+    return record.get("settings", {}).get("held_out")
+
+def check_folder(out, world:str, without:str|None):
+    "Refuse to put records of two worlds, or of two kinds of training problems, into one folder."
+    for record in records(out):
+        had = record.get("world", "geometry")
+        if had != world:
+            raise ValueError(f"out: {out} holds records of the world {had}, not {world};"
+                             " give another folder")
+        if (theirs := left_out(record)) != without:
+            raise ValueError(f"out: {out} holds records with held_out {theirs or 'nothing'}, not"
+                             f" {without or 'nothing'}; give another folder")
 
 # %% ../nbs/04_compare.ipynb #d7bf7a89
 def warm_starts(world:str, starts, out)->list:     # None, a number, or folders
@@ -514,8 +537,9 @@ def run_missing(runs:list, cfg:Config, out, jobs, show, exam:dict):     # exam: 
     "Run every (variant, seed) whose record is not there."
     make_folder(out)
     world = exam["world"]
-    check_world(out, world)
-    want = settings(world, Exam(**{k: v for k, v in exam.items() if k != "world"}))
+    asked = Exam(**{k: v for k, v in exam.items() if k != "world"})
+    check_folder(out, world, asked.held_out)
+    want = settings(world, asked)
     todo = [run for run in runs if not has_record(out, *run, cfg, want)]
     if todo:
         run_in_parallel(todo, cfg, out, min(jobs or cores(), len(todo)), show, exam)
@@ -664,17 +688,25 @@ def records(out, *more)->list:      # folders or .jsonl files
 
 # %% ../nbs/04_compare.ipynb #676da3cb
 def exam_of(record:dict)->tuple:
-    "Return the world of a record, and the problems and answers of its exams."
-    sizes = [(exam["n"], exam["k"]) for exam in record["exam"].values()]
+    "Return the world of a record, and the problems and answers of its first two exams."
+    sizes = [(record["exam"][name]["n"], record["exam"][name]["k"]) for name in ("test", "hard")]
     return record.get("world", "geometry"), *sizes
 
 def check_one_exam(found:list):
-    "Refuse figures of several exams beside each other."
+    "Refuse figures of several exams, or of two kinds of training problems, beside each other."
     exams = sorted(set(map(exam_of, found)))
     if len(exams) > 1:
         said = " and ".join(f"{exam[0]} {exam[1:]}" for exam in exams[:2])
         raise ValueError("records of other exams cannot share a table"
                          f" (problems, answers each): {said}")
+    if len(set(map(left_out, found))) > 1:
+        raise ValueError("records of runs that trained on the hard families cannot share a table"
+                         " with those of runs that did not (held_out)")
+    for name in FURTHER:
+        sizes = {(r["exam"][name]["n"], r["exam"][name]["k"]) for r in found if name in r["exam"]}
+        if len(sizes) > 1:
+            raise ValueError(f"records of other exams {name!r} cannot share a table"
+                             f" (problems, answers each): {sorted(sizes)}")
 
 # %% ../nbs/04_compare.ipynb #a096293b
 def pass_rates(exam:dict, k:int)->list:
@@ -683,9 +715,17 @@ def pass_rates(exam:dict, k:int)->list:
 
 BUDGET = {"groups drawn": "groups_drawn", "tokens trained": "tokens_trained"}
 
+def exam_metrics(exam:dict, name:str)->dict:
+    "Return what a further exam says, under its name."
+    k = exam["k"]
+    return {f"{name} greedy": exam["greedy"], f"{name} pass@1": pass_rates(exam, 1),
+            f"{name} pass@{k}": pass_rates(exam, k)}
+
 def later_metrics(record:dict)->dict:
-    "Return what only newer records hold: the pull, the budget, how often the expert is not read."
+    "Return what only newer records hold: further exams, pull, budget, how often no expert is read."
     found = {}
+    for name in FURTHER:
+        found |= exam_metrics(record["exam"][name], name) if name in record["exam"] else {}
     for place, name in enumerate(("pull", "pull at the end")):
         value = record["pull"][place] if "pull" in record else None
         found |= {} if value is None else {name: [value]}
@@ -705,11 +745,10 @@ def metric_values(
     one, many = pass_rates(test, 1), pass_rates(test, k)
     return {"greedy": test["greedy"], "pass@1": one, f"pass@{k}": many,
             "spread": [b - a for a, b in zip(one, many, strict=True)], "routes": test["routes"],
-            "hard greedy": hard["greedy"], "hard pass@1": pass_rates(hard, 1),
-            f"hard pass@{k}": pass_rates(hard, k), "entropy": [entropy_end(record)],
+            "entropy": [entropy_end(record)],
             "silent": [mean(curve_of(record, "silent_groups"))],
             "tokens": [sum(curve_of(record, "tokens"))], "seconds": [record["seconds"]]
-            } | later_metrics(record)
+            } | exam_metrics(hard, "hard") | later_metrics(record)
 
 def run_metrics(record:dict)->dict:
     "Return the metrics of one run."
@@ -759,7 +798,8 @@ def table(
         starts = len({start for start, _ in by_run})
         row = {"method": spec, "seeds": len(by_run)//starts, "starts": starts}
         others = base if spec != to else {}
-        for key in keys or next(iter(by_run.values())):
+        held = dict.fromkeys(key for run in by_run.values() for key in run)
+        for key in keys or held:
             mine, theirs = ({at: run[key] for at, run in some.items() if key in run}
                             for some in (by_run, others))
             if mine:
@@ -907,13 +947,16 @@ def seed_numbers(
         return list(range(1 if quick else numbers[0]))
     return numbers
 
-def comparison_text(rows:list, world:str, cfg:Config)->str:
+def comparison_text(rows:list, world:str, cfg:Config, held_out:str=None)->str:
     "Return the tables of a comparison as Markdown."
     k = next(key for key in rows[0] if key.startswith("pass@") and key != "pass@1")
-    keys = ("greedy", "pass@1", k, "spread", "routes", f"hard {k}", "entropy", "silent", "pull",
-            "not read", *BUDGET)
+    keys = ("greedy", "pass@1", k, "spread", "routes", f"hard {k}",
+            *(f"{name} pass@1" for name in FURTHER), "entropy", "silent", "pull", "not read",
+            *BUDGET)
     budget = f"{cfg.steps} steps of {cfg.prompts} problems x {cfg.responses} responses"
-    parts = [f"{world}: {budget}; mean over runs [95% interval, Student's]", as_text(rows, keys)]
+    without = ", no hard family in training" if held_out else ""
+    parts = [f"{world}{without}: {budget}; mean over runs [95% interval, Student's]",
+             as_text(rows, keys)]
     others = [row for row in rows if "minus" in row["greedy"]]
     if others:
         base = next(row["method"] for row in rows if "minus" not in row["greedy"])
@@ -921,7 +964,7 @@ def comparison_text(rows:list, world:str, cfg:Config)->str:
     return "\n\n".join(parts)
 
 # %% ../nbs/04_compare.ipynb #b4e4a2dc
-def compare_methods(
+def compare_methods(  # noqa: PLR0913
     # main, ablations, long, experts, foreign, pull, or names with options, as in
     # "grpo,calibrl:alpha=0.3,gap=sequence,dapo"
     methods:str=METHODS,
@@ -936,6 +979,9 @@ def compare_methods(
     # metric by which each method's variants are chosen on one half of the seeds, such as
     # "hard pass@8"; the other half is reported (default: every variant is)
     tune:str=None,
+    # "hard": those families are left out of training, and the exam on them asks for what was never
+    # trained (default: nothing is)
+    held_out:str=None,
 ):
     "Train methods with several seeds under the same budget and compare them, with intervals."
     wanted = EXPERIMENTS.get(methods, methods)
@@ -951,7 +997,7 @@ def compare_methods(
     if starts is not None:
         starts = int(starts) if starts.isdigit() else [part for part in starts.split(",") if part]
     rows = compare(specs, numbers, cfg, out, show=partial(print, flush=True), world=world,
-                   starts=starts, tune=tune, **exam)
-    text = comparison_text(rows, world, cfg)
+                   starts=starts, tune=tune, held_out=held_out, **exam)
+    text = comparison_text(rows, world, cfg, held_out)
     write_atomic(Path(out)/"table.md", text + "\n")
     print(f"\n{text}\n\nThe records and this table are in {out}; more seeds go on from there.")

@@ -12,6 +12,7 @@ from pathlib import Path
 from PIL import Image
 
 from .tasks import Problem
+from .worlds import beyond
 from .worlds.drawing import layout, paint
 from .worlds.drawn import FAMILIES
 from .worlds.kit import deal, id_and_tags, split_pool
@@ -30,20 +31,21 @@ __all__ = ['problems', 'tiny_checkpoint']
 
 # %% ../nbs/00b_geometry.ipynb #bb2f3174
 def pool(
-    split:str,   # "train", "test" or "hard"
+    split:str,   # "train", "test", "hard", "easy", "larger" or "transfer"
 )->list:         # (family, numbers) of every distinct problem in the split
     "Return all problems of a split, undrawn."
-    return split_pool(FAMILIES, split)
+    return split_pool(FAMILIES, split, beyond.drawn_ones())
 
 # %% ../nbs/00b_geometry.ipynb #678f56de
 def problems(
     n:int,              # how many; more than the split holds deals it again, drawn anew
     seed:int=0,         # order, placement and colours
-    split:str="train",  # "train", "test" or "hard"
+    split:str="train",  # as in `pool`
 )->list:                # of Problem, with tags family and level
     "Return drawn problems with expert solutions; the same arguments give the same list."
     out = []
-    for i, (family, numbers) in enumerate(deal(FAMILIES, n, split, f"{split}-{seed}")):
+    dealt = deal(FAMILIES, n, split, f"{split}-{seed}", beyond.drawn_ones())
+    for i, (family, numbers) in enumerate(dealt):
         named = id_and_tags(family, numbers)
         rng = random.Random(f"{named['id']}-{seed}-{i}")
         image = paint(layout(family, numbers, rng), rng)

@@ -36,6 +36,17 @@ TRUTH = {                                             # the answers once more, w
     "brackets": lambda a, b, c, d: (a + b)*(c - d),
 }
 
+TRANSFER = {                                          # families that are in the exam alone
+    "bracket_last": lambda a, b, c: c*(a + b),
+    "less": lambda a, b, c: (c + b)/a,
+    "turned": lambda a, b, c: (c - b)/a,
+    "insert_first": lambda x, a, b: b + a*x,
+    "square_more": lambda x, a: x*x + a,
+    "part_of": lambda k, d, n: k*n/d,
+    "mean_of_two": lambda a, b: (a + b)/2,
+    "mean_with": lambda x, a, b: (a + x + b)/3,
+}
+
 
 @pytest.fixture(scope="module")
 def policy():
@@ -70,6 +81,20 @@ def test_experts_are_right(name):
     verdict = score(text, answer)
     assert verdict.correct and verdict.formatted
     assert set(TRUTH) == set(FAMILIES)
+
+
+@pytest.mark.parametrize("split, truth", [("larger", TRUTH), ("transfer", TRANSFER)])
+def test_further_exams_are_right_and_in_no_training(split, truth):
+    asked = problems(len(pool(split)), split=split)
+    assert len({p.question for p in asked}) == len(asked) >= 400
+    for p in asked:
+        name, *numbers = p.id.split("-")
+        assert float(p.answer) == truth[name](*map(int, numbers)) > 0
+        assert score(p.expert, p.answer).correct
+    known = {p.question for s in SPLITS for p in problems(len(pool(s)), split=s)}
+    assert not known & {p.question for p in asked}
+    assert {p.tags["family"] for p in asked} <= truth.keys()
+    assert blind_bound(asked) < .15
 
 
 def test_the_question_holds_the_numbers():

@@ -16,6 +16,7 @@ import pytest
 
 from calibrl import compare as C
 from calibrl.cli import main
+from calibrl.eval import data_hash
 from calibrl.geometry import problems
 from calibrl.tasks import score
 from calibrl.train import Config
@@ -132,7 +133,6 @@ def test_a_record_that_says_nothing_of_its_exam_is_not_used(folder, no_run, tmp_
 
 
 def test_a_record_says_what_it_is_of(folder):
-    from calibrl.eval import data_hash
     exam = data_hash(problems(4, split="test") + problems(2, split="hard"))
     settings = dict(size=4, k=2, bits=None, world="geometry", model=None, exam=exam)
     found = C.records(folder[0])
@@ -144,6 +144,56 @@ def test_a_record_says_what_it_is_of(folder):
     # GRPO reads no expert
     first, second = (record["identity"] for record in found)
     assert first["data"] != second["data"] and first["adapter"] == second["adapter"]
+
+
+def older(record):
+    "The record as it was before there were further exams, and families to leave out."
+    settings = {k: v for k, v in record["settings"].items() if k not in ("further", "held_out")}
+    exams = {name: record["exam"][name] for name in ("test", "hard")}
+    return record | {"settings": settings, "exam": exams}
+
+
+def test_older_records_stay_and_lack_only_the_further_exams(folder, no_run, tmp_path):
+    grpo, other = C.records(folder[0])
+    C.write_record(tmp_path/"grpo-0.json", older(grpo))
+    row, = C.compare(["grpo"], [0], SMALL, tmp_path, show=None, **EXAM)
+    assert "hard pass@1" in row and "larger pass@1" not in row
+    rows = C.table([older(grpo), other])
+    assert "larger pass@1" in rows[1] and "transfer pass@1" not in rows[0]
+    assert "| larger pass@1 |" in C.as_text(rows, ("greedy", "larger pass@1"))
+
+    # both kinds as runs of one variant: the newer one alone says how it did
+    newer = grpo | {"seed": 1}
+    row, = C.table([older(grpo), newer])
+    assert row["greedy"]["mean"] == C.table([newer])[0]["greedy"]["mean"]
+    assert row["larger greedy"] == C.table([newer])[0]["larger greedy"]
+    small = {name: grpo["exam"]["test"] for name in ("larger", "transfer")}
+    with pytest.raises(ValueError, match="other exams 'larger' cannot share a table"):
+        C.table([grpo, other | {"exam": other["exam"] | small}])
+
+
+def test_runs_without_hard_families_are_apart(folder, no_run, tmp_path, monkeypatch):
+    out, _, _ = folder
+    with pytest.raises(ValueError, match="with held_out nothing, not hard; give another folder"):
+        C.compare(["luffy"], [0], SMALL, out, show=None, held_out="hard", **EXAM)
+    with pytest.raises(ValueError, match="held_out must be hard or nothing, not 'test'"):
+        C.compare(["grpo"], [0], SMALL, tmp_path, show=None, held_out="test", **EXAM)
+
+    # what such a run is trained on, and what its record says
+    monkeypatch.setattr(C, "pull_now", lambda *a: None)
+    trained = []
+    def no_training(policy, pool, phases, path):
+        trained.extend(pool)
+        return [{"step": 1, "entropy": 1., "silent_groups": 0., "tokens": 1, "accuracy": 0.}]
+    monkeypatch.setattr(C, "train_phases", no_training)
+    cfg = replace(SMALL, steps=30)
+    apart = C.one_run("grpo", 0, cfg, tmp_path, held_out="hard", **EXAM)
+    families = {p.tags["family"] for p in trained}
+    assert len(trained) == 60 and len(families) > 6 and not families & {"cut", "back"}
+    assert apart["settings"]["held_out"] == "hard"
+    assert apart["identity"]["data"] == data_hash(problems(60, split="easy"))
+    with pytest.raises(ValueError, match="cannot share a table.*held_out"):
+        C.table([apart, C.records(out)[0]])
 
 
 HALF = {"right": [0]*4, "routes": [0]*4}      # of an exam

@@ -45,7 +45,8 @@ sys.path.insert(0, str(ROOT/"tools"))
 # A room may use the rooms named here; `train` and `eval` know nothing of each other. A wing's room
 # is named with its wing, and the wing's name alone is its face. A room without a row is refused.
 MAY_USE = {
-    "algebra": {"tasks", "worlds.kit", "worlds.solutions", "worlds.start", "worlds.worded"},
+    "algebra": {"tasks", "worlds.beyond", "worlds.kit", "worlds.solutions", "worlds.start",
+                "worlds.worded"},
     "base": {"engine", "files", "prompts"},
     "benchmarks": {"eval.benchmarks", "eval.rules"},
     "compare": {"algebra", "config", "eval", "eval.hashes", "eval.stats", "files", "geometry",
@@ -89,8 +90,8 @@ MAY_USE = {
     "eval.tables": {"eval.benchmarks", "eval.rules", "eval.stats"},
     "files": set(),
     "gpu": {"base", "files", "geometry", "plan", "prompts", "rollout", "speed", "train"},
-    "geometry": {"tasks", "worlds.drawing", "worlds.drawn", "worlds.kit", "worlds.lessons",
-                 "worlds.solutions", "worlds.start", "worlds.tiny_vl"},
+    "geometry": {"tasks", "worlds.beyond", "worlds.drawing", "worlds.drawn", "worlds.kit",
+                 "worlds.lessons", "worlds.solutions", "worlds.start", "worlds.tiny_vl"},
     "growth": {"config", "loss", "rollout", "train"},
     "head": set(),
     "hooks": {"loss"},
@@ -239,6 +240,7 @@ MAY_USE = {
     "viz.toy": {"loss"},
     "windows": set(),
     "worlds": set(),
+    "worlds.beyond": {"worlds.drawn", "worlds.kit", "worlds.shapes", "worlds.worded"},
     "worlds.drawing": {"worlds.kit"},
     "worlds.drawn": {"worlds.kit", "worlds.shapes"},
     "worlds.kit": set(),

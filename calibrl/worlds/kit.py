@@ -93,6 +93,21 @@ def is_anything(*numbers):
 
 TO_9, TO_12 = range(2, 10), range(2, 13)
 
+# %% ../../nbs/worlds/kit.ipynb #a8ed671a
+def larger_numbers(
+    name,                  # of the family: part of the hash
+    ranges,                # of each number, as they are in training
+    allowed=is_anything,   # (*numbers) -> bool
+    further=3,             # by how much a number can be above its range
+    limit=60,              # how many at most
+)->tuple:                  # of tuples, sorted
+    "Return allowed numbers, in each at least one that is above its range."
+    wide = [range(within.start, within.stop + further) for within in ranges]
+    def is_above(*numbers):
+        above = (number >= within.stop for number, within in zip(numbers, ranges, strict=True))
+        return any(above) and allowed(*numbers)
+    return choose_numbers(f"{name} larger", is_above, *wide, limit=limit)
+
 # %% ../../nbs/worlds/kit.ipynb #73780e9a
 def answers_of(
     family:Family,   # whose routes
@@ -122,15 +137,24 @@ def split_of(
     return "test" if share < .2 else "train"
 
 # %% ../../nbs/worlds/kit.ipynb #2cf14784
+def pool_of(families):     # name -> Family
+    "Return (family, numbers) of every problem of some families."
+    return [(family, numbers) for family in families.values() for numbers in family.pool]
+
 def split_pool(
     families,    # name -> Family, of one world
-    split,       # "train", "test" or "hard"
+    split,       # "train", "test", "hard", "easy", or a name in `further`
+    further=(),  # further split -> families of its own, name -> Family
 )->list:         # (family, numbers) of every distinct problem in the split
     "Return all problems of a split, undrawn."
-    if split not in SPLITS:
-        raise ValueError(f"split must be one of {', '.join(SPLITS)}, got {split!r}")
-    problems = [(family, numbers) for family in families.values() for numbers in family.pool]
-    return [problem for problem in problems if split_of(*problem) == split]
+    known = (*SPLITS, "easy", *further)
+    if split not in known:
+        raise ValueError(f"split must be one of {', '.join(known)}, got {split!r}")
+    if split in further:
+        return pool_of(further[split])
+    if split == "easy":
+        return [problem for problem in split_pool(families, "train") if not problem[0].hard]
+    return [problem for problem in pool_of(families) if split_of(*problem) == split]
 
 # %% ../../nbs/worlds/kit.ipynb #bb2f3174
 def level(family, numbers):
@@ -150,13 +174,14 @@ def id_and_tags(family, numbers):
 def deal(
     families,    # name -> Family, of one world
     n,           # how many; more than the split holds deals it again
-    split,       # "train", "test" or "hard"
+    split,       # as in `split_pool`
     order,       # the text that seeds the order
+    further=(),  # as in `split_pool`
 )->list:         # n times (family, numbers)
     "Return n problems of a split; the same arguments always give the same list."
     if n < 0:
         raise ValueError(f"n must be 0 or more, got {n}")
-    items = split_pool(families, split)
+    items = split_pool(families, split, further)
     rng = random.Random(order)
     deck, dealt = [], []
     for _ in range(n):

@@ -38,14 +38,16 @@ class Draft:
     bound: int = 200                # highest result on the expert's way
     limit: int = 200                # how many problems at most
 
+    def fits(self, *numbers):
+        "Return whether numbers are allowed, and the expert's way with them comes out."
+        if not self.allowed(*numbers):
+            return False
+        named = dict(zip(self.names, numbers, strict=True))
+        return comes_out(self.routes[0], named, self.bound)
+
     def family(self):
         "Return the family, its numbers chosen."
-        def fits(*numbers):
-            if not self.allowed(*numbers):
-                return False
-            named = dict(zip(self.names, numbers, strict=True))
-            return comes_out(self.routes[0], named, self.bound)
-        pool = choose_numbers(self.name, fits, *self.ranges, limit=self.limit)
+        pool = choose_numbers(self.name, self.fits, *self.ranges, limit=self.limit)
         return Family(self.name, self.word, self.ask, self.names, pool, None,
                       self.routes, self.slips, self.skill, self.hard)
 
