@@ -422,6 +422,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                               'calibrl.dial.check_dial': ('dial.html#check_dial', 'calibrl/dial.py'),
                               'calibrl.dial.dial_metrics': ('dial.html#dial_metrics', 'calibrl/dial.py'),
                               'calibrl.dial.has_knob': ('dial.html#has_knob', 'calibrl/dial.py'),
+                              'calibrl.dial.missing_now': ('dial.html#missing_now', 'calibrl/dial.py'),
                               'calibrl.dial.next_value': ('dial.html#next_value', 'calibrl/dial.py'),
                               'calibrl.dial.turned': ('dial.html#turned', 'calibrl/dial.py')},
             'calibrl.draws': { 'calibrl.draws.Drawn': ('draws.html#drawn', 'calibrl/draws.py'),

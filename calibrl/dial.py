@@ -42,23 +42,41 @@ DIALS = {
     "alpha": Dial("alpha", -1, 0., 1., 1.),
     "neg_weight": Dial("neg_weight", 1, .1, 10., 5.)}
 
-def next_value(dial:Dial, value:float, missing:float, rate:float)->float:
+DAMPING = 20.     # steps of adding up that what is missing now counts for
+SPAN = 5          # steps over which entropy is averaged
+
+def next_value(
+    dial:Dial,
+    value:float,       # where the knob stands
+    missing:float,     # nats a token, from the entropy up to the target
+    rate:float,        # turned in a step for each of them
+    before:float,      # how many were missing a step ago
+)->float:
     "Return a knob's next value. At a bound it waits there: nothing is stored up beyond it."
-    return min(dial.most, max(dial.least, value + dial.up*rate*missing))
+    turn = rate*(missing + DAMPING*(missing - before))
+    return min(dial.most, max(dial.least, value + dial.up*turn))
 
 # %% ../nbs/02f_dial.ipynb #7669c305
+def missing_now(target:float, entropies:list)->float:     # nats a token, step by step
+    "Return how much is missing up to the target, over the last steps."
+    last = entropies[-SPAN:]
+    return target - sum(last)/len(last)
+
 def turned(cfg, rows:list):     # `Config`, metrics of the steps so far -> `Config` of the next one
     "Return the configuration of the next step: the knob stands where the controller puts it."
     if cfg.target_entropy is None:
         return cfg
     dial = DIALS[cfg.dial]
-    last = next((row for row in reversed(rows) if is_number(row.get("dial"))), None)
-    if last is None:
+    steps = [row for row in rows if is_number(row.get("dial"))]
+    if not steps:
         return cfg
-    value = last["dial"]
-    if is_number(last.get("entropy")):
+    value = steps[-1]["dial"]
+    if is_number(steps[-1].get("entropy")):
+        entropies = [row["entropy"] for row in steps if is_number(row.get("entropy"))]
+        missing = missing_now(cfg.target_entropy, entropies)
+        before = missing_now(cfg.target_entropy, entropies[:-1] or entropies)
         rate = dial.rate if cfg.dial_rate is None else cfg.dial_rate
-        value = next_value(dial, value, cfg.target_entropy - last["entropy"], rate)
+        value = next_value(dial, value, missing, rate, before)
     return replace(cfg, **{dial.option: value})
 
 def dial_metrics(cfg)->dict:     # of one step; {} without a dial

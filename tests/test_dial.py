@@ -5,7 +5,7 @@ import pytest
 from calibrl import algebra
 from calibrl.cli import main
 from calibrl.config import Config, save_config
-from calibrl.dial import DIALS
+from calibrl.dial import DAMPING, DIALS
 from calibrl.files import read_jsonl
 from calibrl.growth import entropy_on
 from calibrl.rollout import Policy, rollout
@@ -34,12 +34,16 @@ def test_a_dial_goes_on_where_it_stood(tmp_path, dial, start):
     assert stopped == whole[:2]
     assert run(tmp_path/"parts", 4, cfg) == whole
 
-    # the first step is as told, and each further one turns by what was missing
+    # the first step is as told, and each further one turns by what was missing, and by its change
     knob = DIALS[dial]
     assert whole[0]["dial"] == getattr(Config(), start)
-    for before, after in zip(whole, whole[1:], strict=False):
-        turn = knob.up*knob.rate*(.5 - before["entropy"])
-        assert after["dial"] == min(knob.most, max(knob.least, before["dial"] + turn))
+    entropies = [row["entropy"] for row in whole]
+    means = [sum(entropies[:n])/n for n in (1, 1, 2, 3)]
+    for step, (before, after) in enumerate(zip(whole, whole[1:], strict=False)):
+        change = means[step] - means[step + 1]
+        turn = knob.up*knob.rate*(.5 - means[step + 1] + DAMPING*change)
+        wanted = min(knob.most, max(knob.least, before["dial"] + turn))
+        assert after["dial"] == pytest.approx(wanted, abs=1e-9)
     assert whole[-1]["dial"] != whole[0]["dial"]
 
 
