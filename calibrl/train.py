@@ -15,21 +15,23 @@ from itertools import islice
 import torch
 
 from .config import Config
-from .dial import bonus_loss, dial_metrics, turned
-from .loss import OBJECTIVES, expert_gap, group_advantages
+from .dial import bonus_loss, turned
+from .loss import OBJECTIVES, group_advantages
 from .methods import at_step, change_rows, refill
 from .parallel import (all_gather, all_reduce_gradients, gather_rollouts, local_slice,
                               padded, processes)
+from .pieces import loss_share, micro_batches
 from .records import diagnosis, is_finite, propagate_nan, samples_to_read
-from .rollout import Policy, Rollouts, ratio_floor, recompute_activations, rollout
-from .selfcheck import mean_gap, own_group
+from .rollout import Policy, Rollouts, recompute_activations, rollout
 from .served import sampler_metrics, serving, weighted
+from .signs import at_first, check_agreement, summarize
 from .tasks import start_judge, verifier_stats, verify
 
 # what others take from here
 from .config import PRESETS, load_config, save_config  # noqa: F401
 from .methods import ROWS, overlong_penalty  # noqa: F401
 from .parallel import end_with  # noqa: F401
+from .signs import gap_positive  # noqa: F401
 
 # %% ../nbs/02_train.ipynb #b9de1a33
 def train_step(policy:Policy,             # samples and trains
@@ -101,72 +103,6 @@ def backward(policy:Policy,
     ((loss + bonus_loss(logp, part, cfg))*share).backward()
     return {"ratio_error": float(error)} | {name: v*share for name, v in metrics.items()}
 
-# %% ../nbs/02_train.ipynb #f8fe51eb
-def loss_share(part:torch.Tensor,     # (rows, T) mask of a micro-batch
-               whole:torch.Tensor,    # (rows, T) mask of its mini-batch
-               reduce:str,            # how token losses become one number
-              )->float:
-    "Return the weight with which a micro-batch's loss enters its mini-batch's."
-    if reduce == "token-mean":
-        return float(part.sum()/whole.sum().clamp(min=1))
-    if reduce == "seq-mean-token-sum-norm":
-        return 1.
-    return len(part)/len(whole)
-
-# %% ../nbs/02_train.ipynb #3429e9bb
-def micro_batches(ro:Rollouts,
-                  which:list,        # indices of the groups to split
-                  budget:int,        # tokens, padding included; a larger group stands alone
-                  rows="packed",     # "plain": each response has a prompt of its own
-                 )->list:            # lists of indices
-    "Split groups by their packed rows: four of 180 tokens, budget 400, make [[0, 1], [2, 3]]."
-    prompt = {g: ro.prompt_tokens[g*ro.n] for g in which}
-    longest = {g: max(map(len, ro.grouped[g])) for g in which}
-
-    def size(groups):
-        copies = ro.n if rows == "plain" else 1
-        P, T = (max(lengths[g] for g in groups) for lengths in (prompt, longest))
-        return len(groups)*(copies*P + ro.n*T)
-
-    runs = [which[:1]] if which else []
-    for g in which[1:]:
-        if size(runs[-1] + [g]) <= budget:
-            runs[-1].append(g)
-        else:
-            runs.append([g])
-    return runs
-
-# %% ../nbs/02_train.ipynb #b825b344
-def summarize(ro:Rollouts,           # sampled groups
-              adv:torch.Tensor,      # (groups, n) their advantages
-             )->dict:                # floats by name
-    "Return what the sampled groups look like, before the update."
-    def mean(values):
-        return float(values.float().mean())
-
-    return {"reward": mean(ro.rewards), "accuracy": mean(ro.correct),
-            "formatted": sum(s.formatted for s in ro.scores)/len(ro.scores),
-            "entropy": float(ro.entropy[ro.mask].mean()), "length": mean(ro.mask.sum(1)),
-            "truncated": mean(ro.truncated), "silent_groups": mean((adv == 0).all(1)),
-            "solved_groups": mean(ro.correct.view(-1, ro.n).any(1)),
-            "tokens": int(ro.mask.sum()), "expert_rows": int(ro.has_expert.sum())}
-
-# %% ../nbs/02_train.ipynb #abb11536
-def gap_positive(ro:Rollouts, gap:str)->dict:     # {} where no row has an expert
-    "Return the share of rows surer than their expert on every token, before any update."
-    D = expert_gap(ro.old_logp, ro.expert_logp, ro.mask, gap, ro.expert_mask)
-    surer = ((D > 0) | ~ro.mask).all(1)
-    asked = ro.has_expert & ro.mask.any(1)
-    return {"gap_positive": float(surer[asked].float().mean())} if asked.any() else {}
-
-def at_first(update:dict,      # metrics of the first update
-             rows:Rollouts,    # that all updates of the step see
-             cfg:Config,       # of the step
-            )->dict:           # floats by name
-    "Return what was so before any update: ratio, tokens, positive gaps, where a dial stands."
-    first = {"first_ratio_error": update["ratio_error"], "tokens_trained": int(rows.mask.sum())}
-    return first | gap_positive(rows, cfg.gap) | dial_metrics(cfg)
-
 # %% ../nbs/02_train.ipynb #4ac75ec5
 def batches(problems:list, size:int, seed:int=0):    # generator of lists of `size` problems
     "Yield batches without end; every epoch visits each problem once, in an order of the seed."
@@ -196,37 +132,6 @@ def sample_step(policy:Policy,
 
     # each process gathers what all have sampled
     return replace(gather_rollouts(mine, policy.device), problems=problems, judge=judge)
-
-# %% ../nbs/02_train.ipynb #bcde8491
-def check_agreement(policy:Policy,
-                    ro:Rollouts,    # of this step
-                    cfg:Config,
-                    step:int,
-                    error:float,    # mean |ratio - 1| before any update of the step
-                   )->float|None:   # the limit; None until the floor has had to be measured
-    "Raise where sampling and scoring differ by more than four times the model's floor and 1e-4."
-    def bound():
-        return 4*(policy.ratio_floor or 0.) + 1e-4
-    if not error > bound():
-        return None if policy.ratio_floor is None else bound()
-
-    # only now is the floor needed, and it may have grown since it was measured
-    policy.ratio_floor = all_gather(ratio_floor(policy, ro, cfg.temperature))[0]
-    if error > bound():
-        raise RuntimeError(f"step {step}: first_ratio_error = {error:.1e}, where rounding explains"
-                           f" {policy.ratio_floor:.1e}: sampling and scoring do not agree for this"
-                           f" model; its own forward pass {own_side(policy, ro, cfg)}")
-    return bound()
-
-# %% ../nbs/02_train.ipynb #0575eb61
-def own_side(policy:Policy, ro:Rollouts, cfg:Config)->str:
-    "Return which of both a model's own forward pass agrees with, on the first group."
-    own = own_group(policy, ro.problems[0], ro.responses[:ro.n], cfg.temperature)
-    scored = policy.logps(ro.problems[:1], ro.grouped[:1], cfg.temperature).logp.detach()
-    gaps = {"sampling": mean_gap(list(ro.old_logp[:ro.n]), own),
-            "scoring": mean_gap(list(scored), own)}
-    near, far = sorted(gaps, key=gaps.get)
-    return f"is {gaps[near]:.1e} nats off {near}, {gaps[far]:.1e} off {far}"
 
 # %% ../nbs/02_train.ipynb #bcde8496
 def lost_verdicts(judge)->dict:

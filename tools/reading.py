@@ -24,8 +24,9 @@ STEP = {
 # What the step calls and a reader may first believe, since a test holds it: how prompts are read
 # in parts, how rows are packed (as rows of their own), how the head is tiled (as full logits).
 BEHIND = {
-    "train": ["loss_share", "micro_batches", "summarize", "make_optimizer", "rate_share",
-              "set_rate"],
+    "train": ["make_optimizer", "rate_share", "set_rate"],
+    "pieces": ["loss_share", "micro_batches"],
+    "signs": ["summarize"],
     "rollout": ["stack", "join", "row_fields", "pick_rows", "verdicts", "widen"],
     "policy": ["Policy.prompts", "Policy.prompt", "prompt_batch", "position_ids", "Policy.packed",
                "packed_batch", "read_prompts", "prefill", "Prefill", "group_of",
