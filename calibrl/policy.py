@@ -23,42 +23,14 @@ from calibrl.engine import (
 from .memory import remembering, seen_in
 from .masks import is_plainly_causal, model_masks, pictures_seen, token_types
 from .plain_rows import plain_logps, plain_samples, token_scores
-from .prompts import USUAL, continued, limit_pixels, opening, pixels_of, wording
+from .prompts import USUAL, limit_pixels, opening, pixels_of, wording
+from .responses import (
+    banned_ids, end_ids, response_text, response_tokens, special_tags)
 from .sampling_copy import copies, writer_of
 from .selfcheck import settle
 from .states import Layout, prepare_states
 from .step import EVERY, Step, in_blocks, lengthened
 from .windows import prepare_windows
-
-# %% ../nbs/01b_policy.ipynb #926fe9f1
-def end_ids(model, tokenizer)->list:
-    "Return the ids of the tokens that end a response."
-    eos = model.generation_config.eos_token_id
-    if eos is None:
-        eos = tokenizer.eos_token_id
-    ids = list(eos) if isinstance(eos, (list, tuple)) else [eos]
-    words = model.get_input_embeddings().num_embeddings
-    if not ids or not all(type(i) is int and 0 <= i < words for i in ids):
-        raise ValueError(f"the model's eos_token_id must name tokens below {words}, not {eos!r}:"
-                         " put it right in its generation_config.json")
-    return ids
-
-TAGS = ("<think>", "</think>", "<answer>", "</answer>")
-
-def special_tags(tokenizer)->dict:      # id -> tag
-    "Return those of our tags that are special tokens: some models have them among theirs."
-    pairs = zip(tokenizer.all_special_ids, tokenizer.all_special_tokens, strict=True)
-    return {i: token for i, token in pairs if token in TAGS}
-
-def banned_ids(config, tokenizer, eos_ids)->list:
-    "Return the ids that no response may hold: special ones but for tags, images and videos."
-    vision = set()
-    for name, value in vars(config).items():
-        of_vision = "image" in name or "video" in name or "vision" in name
-        if name.endswith("_token_id") and isinstance(value, int) and of_vision:
-            vision.add(value)
-    special = set(tokenizer.all_special_ids) - special_tags(tokenizer).keys()
-    return sorted((vision | special) - set(eos_ids))
 
 # %% ../nbs/01b_policy.ipynb #7faa6bc4
 @dataclass
@@ -267,36 +239,6 @@ def set_prompts(policy:Policy, words, min_pixels, max_pixels):
     policy.words = words
     if pixels_of(policy.processor) != before:
         policy.pixels = pixels_of(policy.processor)[:2]
-
-# %% ../nbs/01b_policy.ipynb #6dd87ed0
-def response_text(policy:Policy, ids)->str:
-    "Return what `Policy.decode` says: between tags that are special tokens, run by run."
-    if not policy.special_tags:
-        return policy.tokenizer.decode(ids, skip_special_tokens=True)
-    text = ""
-    run = []
-    for i in ids:
-        if i not in policy.special_tags:
-            run.append(i)
-            continue
-        text += policy.tokenizer.decode(run, skip_special_tokens=True) + policy.special_tags[i]
-        run = []
-    return text + policy.tokenizer.decode(run, skip_special_tokens=True)
-
-def response_tokens(policy:Policy, response)->list:
-    "Return what `Policy.tokens` says."
-    if isinstance(response, str):
-        text = continued(response, policy.opening)
-        text_ids = policy.tokenizer(text, add_special_tokens=False)["input_ids"]
-        ids = text_ids + policy.eos_ids[:1]
-    else:
-        ids = list(response)
-    forbidden = sorted(set(ids) & set(policy.banned))
-    if forbidden:
-        names = policy.tokenizer.convert_ids_to_tokens(forbidden)
-        raise ValueError(f"response {str(response)[:40]!r} holds {names}, "
-                         "which no policy may write")
-    return ids
 
 # %% ../nbs/01b_policy.ipynb #f1f6f90d
 def position_ids(core,      # the model without its head
