@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from calibrl import speed
+from calibrl import cases as room, speed
 
 SMALL = dict(width=128, layers=2)
 RECORD = Path(__file__).parent.parent/"benchmarks"/"bench.json"
@@ -43,7 +43,7 @@ def test_quick_checks_equality_and_never_a_time(tmp_path, capsys):
 
 def test_a_difference_stops_it(monkeypatch):
     honest = speed.repeated
-    monkeypatch.setattr(speed, "repeated", lambda *args: honest(*args) + 1e-3)
+    monkeypatch.setattr(room, "repeated", lambda *args: honest(*args) + 1e-3)
     with pytest.raises(RuntimeError, match="do not agree"):
         speed.prefix(96, 8, 2, runs=0, **SMALL)
     with pytest.raises(RuntimeError, match="does not find"):
