@@ -14,6 +14,7 @@ from .loss import expert_gap
 from .parallel import all_gather
 from .rollout import Policy, Rollouts, ratio_floor
 from .selfcheck import mean_gap, own_group
+from .tasks import verifier_stats, verify
 
 # %% ../nbs/02h_signs.ipynb #b825b344
 def summarize(ro:Rollouts,           # sampled groups
@@ -76,3 +77,21 @@ def own_side(policy:Policy, ro:Rollouts, cfg:Config)->str:
             "scoring": mean_gap(list(scored), own)}
     near, far = sorted(gaps, key=gaps.get)
     return f"is {gaps[near]:.1e} nats off {near}, {gaps[far]:.1e} off {far}"
+
+# %% ../nbs/02h_signs.ipynb #8610692b
+def skipped_step(ro:Rollouts)->dict:
+    "Return the metrics of a step whose samples are no numbers: nothing is updated."
+    nan = float("nan")
+    metrics = {"skipped_updates": 1., "loss": nan, "grad_norm": nan, "gap_mean": nan,
+               "first_ratio_error": 0.}
+    return metrics | summarize(ro, torch.zeros(len(ro.problems), ro.n))
+
+# %% ../nbs/02h_signs.ipynb #b83f3794
+def lost_verdicts(judge)->dict:
+    "Return how often this process has killed a verifier; of a reward of one's own, its failures."
+    lost = {"verifier_kills": verifier_stats()["killed"]}
+    return lost if judge is verify else lost | {"reward_failures": failures(judge)}
+
+def failures(judge)->int:
+    "Return how often a reward of one's own has failed; one that does not count says none."
+    return sum(getattr(judge, "failed", {}).values())

@@ -6,7 +6,7 @@
 __all__ = ['train_step', 'batches', 'make_optimizer', 'train']
 
 # %% ../nbs/02_train.ipynb #64c889d6
-import math, random, time
+import random, time
 from collections import Counter
 from contextlib import contextmanager
 from dataclasses import replace
@@ -21,11 +21,13 @@ from .methods import at_step, change_rows, refill
 from .parallel import (all_gather, all_reduce_gradients, gather_rollouts, local_slice,
                               padded, processes)
 from .pieces import loss_share, micro_batches
+from .rates import rate_share, set_rate
 from .records import diagnosis, is_finite, propagate_nan, samples_to_read
 from .rollout import Policy, Rollouts, recompute_activations, rollout
 from .served import sampler_metrics, serving, weighted
-from .signs import at_first, check_agreement, summarize
-from .tasks import start_judge, verifier_stats, verify
+from .signs import (
+    at_first, check_agreement, lost_verdicts, skipped_step, summarize)
+from .tasks import start_judge, verify
 
 # what others take from here
 from .config import PRESETS, load_config, save_config  # noqa: F401
@@ -134,15 +136,6 @@ def sample_step(policy:Policy,
     return replace(gather_rollouts(mine, policy.device), problems=problems, judge=judge)
 
 # %% ../nbs/02_train.ipynb #bcde8496
-def lost_verdicts(judge)->dict:
-    "Return how often this process has killed a verifier; of a reward of one's own, its failures."
-    lost = {"verifier_kills": verifier_stats()["killed"]}
-    return lost if judge is verify else lost | {"reward_failures": failures(judge)}
-
-def failures(judge)->int:
-    "Return how often a reward of one's own has failed; one that does not count says none."
-    return sum(getattr(judge, "failed", {}).values())
-
 def one_step(policy:Policy, optimizer, stream, cfg:Config, step:int, judge=verify)->dict:
     "Sample, update and check; return the record of a step, which is what `train` yields."
     start = time.perf_counter()
@@ -159,14 +152,6 @@ def one_step(policy:Policy, optimizer, stream, cfg:Config, step:int, judge=verif
     metrics |= {k: sum(all_gather(n - before[k])) for k, n in lost_verdicts(judge).items()}
     row = {"step": step, **metrics, "seconds": time.perf_counter() - start}
     return row | samples_to_read(ro, cfg, step, bool(metrics["skipped_updates"]))
-
-# %% ../nbs/02_train.ipynb #8610692b
-def skipped_step(ro:Rollouts)->dict:
-    "Return the metrics of a step whose samples are no numbers: nothing is updated."
-    nan = float("nan")
-    metrics = {"skipped_updates": 1., "loss": nan, "grad_norm": nan, "gap_mean": nan,
-               "first_ratio_error": 0.}
-    return metrics | summarize(ro, torch.zeros(len(ro.problems), ro.n))
 
 # %% ../nbs/02_train.ipynb #207570a2
 def make_optimizer(policy:Policy, cfg:Config)->torch.optim.Optimizer:
@@ -195,20 +180,6 @@ def train(policy:Policy,      # its adapter is trained in place
             rows.append(row)
             if [r["skipped_updates"] > 0 for r in rows[-cfg.max_broken:]] == [True]*cfg.max_broken:
                 raise RuntimeError(diagnosis(row, policy, cfg))
-
-# %% ../nbs/02_train.ipynb #62fdb66c
-def rate_share(cfg:Config, step:int)->float:      # step from 1
-    "Return the share of `cfg.lr` with which a step updates, from 0 to 1."
-    if step <= cfg.warmup:
-        return step/cfg.warmup
-    left = (cfg.steps - step + 1)/max(1, cfg.steps - cfg.warmup)     # 1 once it is warm
-    curves = {"constant": 1., "linear": left, "cosine": (1 - math.cos(math.pi*left))/2}
-    return curves[cfg.lr_schedule]
-
-def set_rate(optimizer, share:float):
-    "Have an optimizer update with a share of the learning rates that it was made with."
-    for group in optimizer.param_groups:
-        group["lr"] = group.setdefault("initial_lr", group["lr"])*share
 
 # %% ../nbs/02_train.ipynb #55e78a5f
 def prepare(policy:Policy, problems:list, cfg:Config):

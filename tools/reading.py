@@ -24,7 +24,8 @@ STEP = {
 # What the step calls and a reader may first believe, since a test holds it: how prompts are read
 # in parts, how rows are packed (as rows of their own), how the head is tiled (as full logits).
 BEHIND = {
-    "train": ["make_optimizer", "rate_share", "set_rate"],
+    "train": ["make_optimizer"],
+    "rates": ["rate_share", "set_rate"],
     "pieces": ["loss_share", "micro_batches"],
     "signs": ["summarize"],
     "rollout": ["stack", "join", "row_fields", "pick_rows", "verdicts", "widen"],
