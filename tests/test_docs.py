@@ -102,6 +102,8 @@ def test_links_follow_the_pages(folder, link, mended):
 SHOWN = [  # the source of a cell, the source that nbdev is given
     ("#| export\ndef f(): pass", "#| exports\ndef f(): pass"),
     ("#| exporti\nx = 1", "#| exports\n#| include: false\nx = 1"),
+    ("#| export loss.terms\ndef f(): pass", "#| exports\ndef f(): pass"),
+    ("#| exporti loss.terms\nx = 1", "#| exports\n#| include: false\nx = 1"),
     ("import os\nos.abort()", "#| eval: false\nimport os\nos.abort()"),
     ("#| hide_input\n1", "#| eval: false\n#| echo: false\n1"),
     ("#| default_exp viz.toy", "#| default_exp viz.toy"),
@@ -111,8 +113,17 @@ SHOWN = [  # the source of a cell, the source that nbdev is given
 @pytest.mark.parametrize("source, shown", SHOWN)
 def test_exported_code_is_shown_in_the_book_and_no_other_code_runs(tmp_path, source, shown):
     text = notebook(tmp_path/"a.ipynb", ("code", source)).read_text()
-    made, _ = json.loads(build_docs.show_source(text))["cells"]
+    made, *_ = json.loads(build_docs.show_source(text))["cells"]
     assert made["source"] == shown
+
+
+def test_a_chapter_that_adds_to_a_room_has_that_room_at_hand(tmp_path):
+    cells = ("md", "# Clip"), ("code", "#| export loss.terms\ndef f(x:torch.Tensor): pass")
+    text = notebook(tmp_path/"clip.ipynb", *cells).read_text()
+    _, hidden, *_ = json.loads(build_docs.show_source(text))["cells"]
+    scope = {}
+    exec(hidden["source"], scope)
+    assert hidden["source"].startswith("#| hide\n") and "torch" in scope
 
 
 @pytest.mark.parametrize("export, inner", [("export", ""),
@@ -139,13 +150,15 @@ def test_the_api_page_names_a_wings_room_and_links_to_it(tmp_path):
     inner = build_docs.EXPORTED + build_docs.INNER + "\ndef inner(): pass"
     page = notebook(tmp_path/"viz/toy.ipynb", *signature("run"), ("code", inner))
     notebook(tmp_path/"loss.ipynb", *signature("gap"))
+    notebook(tmp_path/"loss/clip.ipynb", *signature("clip"))       # makes no room of its own
     (tmp_path/"api.md").write_text("# API")
-    (tmp_path/"sidebar.yml").write_text("- viz/toy.ipynb\n- loss.ipynb")
+    (tmp_path/"sidebar.yml").write_text("- viz/toy.ipynb\n- loss.ipynb\n- loss/clip.ipynb")
     build_docs.arrange(tmp_path)
     api = (tmp_path/"api.md").read_text()
     assert re.findall("^## (.*)", api, flags=re.M) == ["calibrl.viz.toy {#viz-toy}",
                                                       "calibrl.loss {#loss}"]
     assert "[In its chapter](viz/toy.html#run)" in api and "inner" not in api
+    assert api.index("### `gap`") < api.index("### `clip`") < api.index("(loss/clip.html#clip)")
     assert "run(x:list[Tensor])->Out" in api
     sources = ["".join(cell["source"]) for cell in json.loads(page.read_text())["cells"]]
     assert sources == ["### `run` {#run}", "def run(x):\n    return x",

@@ -614,11 +614,20 @@ def place(path):
     return path.relative_to(ROOT/"nbs")
 
 
+# Chapters that make no room: what they export goes to the room that their wing's first makes
+LESSONS = {"loss/clip": "loss.terms", "loss/lengths": "loss.terms", "loss/whole": "loss.terms",
+           "loss/first_order": None}
+
+
+def is_lesson(path):
+    return place(path).with_suffix("").as_posix() in LESSONS
+
+
 def is_chapter(path):
     "A notebook that makes a room: a numbered one, or one in a wing."
     folder, *inside = place(path).parts
     if inside:
-        return folder not in ("tutorials", "pages")
+        return folder not in ("tutorials", "pages") and not is_lesson(path)
     return bool(re.match(r"\d", path.name))
 
 
@@ -633,6 +642,14 @@ def test_chapter_opens_with_title_and_module(path):
     assert made and made[1].removesuffix(".__init__") in MODULES
     if len(place(path).parts) > 1:       # nbs/verify/grammar.ipynb makes verify.grammar
         assert made[1] == ".".join(place(path).with_suffix("").parts)
+
+
+@pytest.mark.parametrize("path", filter(is_lesson, NOTEBOOKS), ids=short_path)
+def test_a_lesson_writes_only_into_the_room_that_it_is_to_add_to(path):
+    code = "\n".join(source for _, source in code_cells(path))
+    written = re.findall(r"^#\|\s*(?:default_exp|exporti?)\b[ \t]*(.*)", code, flags=re.M)
+    room = LESSONS[place(path).with_suffix("").as_posix()]
+    assert set(written) == ({room} if room else set())
 
 
 def test_each_room_has_a_chapter():

@@ -65,8 +65,9 @@ def stage():
 
 def shown(source):
     "The source of a code cell, with the directives that make nbdev and smalldocs show it."
-    source = re.sub(r"\A#\|\s*export\s*$", "#| exports", source, flags=re.M)
-    source = re.sub(r"\A#\|\s*exporti\s*$", f"#| exports\n{INNER}", source, flags=re.M)
+    to = r"(?: +[\w.]+)? *$"                           # `#| export loss.terms` names another room
+    source = re.sub(rf"\A#\| *export{to}", "#| exports", source, flags=re.M)
+    source = re.sub(rf"\A#\| *exporti{to}", f"#| exports\n{INNER}", source, flags=re.M)
     for name, option in (("input", "echo"), ("output", "output")):
         source = re.sub(rf"^#\|\s*hide_{name}\s*$", f"#| {option}: false", source, flags=re.M)
     if re.match(r"#\|\s*(export|default_exp)", source) or "show_doc(" in source:
@@ -92,6 +93,15 @@ def fold_checks(cells):
         if only_checks(cell):
             cell["source"] = CHECKS + "".join(cell["source"])
     return cells
+
+
+def room_at_hand(text):
+    "A hidden cell with what stands in the room that a chapter adds to, so that its exports run."
+    for room in re.findall(r"#\| *exporti? +([\w.]+)", text)[:1]:
+        source = ("#| hide\nimport importlib\n"
+                  f'globals().update(vars(importlib.import_module("calibrl.{room}")))')
+        yield {"cell_type": "code", "id": "room", "metadata": {}, "source": source,
+               "execution_count": None, "outputs": []}
 
 
 FOLDED = '#| code-fold: true\n#| code-summary: "The code of the live figure"\n'
@@ -122,6 +132,7 @@ def show_source(text):
         if cell["cell_type"] == "code":
             cell["source"] = shown("".join(cell["source"]))
     notebook["cells"] = fold_checks(figures_first(notebook["cells"]))
+    notebook["cells"][1:1] = room_at_hand(text)
     notebook["cells"].append(markdown("<!-- -->", "end"))   # nbdev asks what follows an export
     return json.dumps(notebook, indent=1, ensure_ascii=False)
 
@@ -200,6 +211,12 @@ def api_entry(name, shown, page):
             f"[In its chapter]({page}.html#{name.lower()}).\n")
 
 
+def room_of(page):
+    "The room whose names a page shows; a chapter that makes no room of its own is its wing's."
+    made = (ROOT/"calibrl"/f"{page}.py").exists()
+    return (page if made or "/" not in page else page.rpartition("/")[0]).replace("/", ".")
+
+
 def arrange(cache):
     """Signatures go to the API page, where they stand alone; in the chapters each exported cell
     gets a heading to link to."""
@@ -212,17 +229,18 @@ def arrange(cache):
         if not signatures:
             continue
         page = path.relative_to(cache).with_suffix("").as_posix()
-        module = page.replace("/", ".")
         found = [documented("".join(cell["source"]), signatures) for cell in cells]
         names = dict.fromkeys([name for some in found for name in some] + list(signatures))
-        api[page] = [f"\n## calibrl.{module} {{#{module.replace('.', '-')}}}\n"]
-        api[page] += [api_entry(name, signatures[name], page) for name in names]
+        api[page] = [api_entry(name, signatures[name], page) for name in names]
 
-    # The chapters' own order, what is not in it last
+    # The chapters' own order, what is not in it last; chapters of one room under one heading
     listed = re.findall(r"([\w/]+)\.ipynb", (cache/"sidebar.yml").read_text(encoding="utf-8"))
-    pages = sorted(api, key=lambda page: (listed + [page]).index(page))
-    text = (cache/"api.md").read_text(encoding="utf-8")
-    lines = [text, *(line for page in pages for line in api[page])]
+    entries = {}
+    for page in sorted(api, key=lambda page: (listed + [page]).index(page)):
+        entries.setdefault(room_of(page), []).extend(api[page])
+    lines = [(cache/"api.md").read_text(encoding="utf-8")]
+    for module, shown in entries.items():
+        lines += [f"\n## calibrl.{module} {{#{module.replace('.', '-')}}}\n", *shown]
     (cache/"api.md").write_text("\n".join(lines), encoding="utf-8")
 
 
