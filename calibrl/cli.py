@@ -99,9 +99,10 @@ def train(
     entropy_bonus:float=None,    # of the policy's entropy in what is climbed (default: 0)
     # nats a token to hold by turning a dial each step (default: no dial)
     target_entropy:float=None,
-    dial:str=None,           # what is turned: bonus, alpha or neg_weight (default: bonus)
+    # what is turned: bonus, alpha, neg_weight or adaptive (default: bonus)
+    dial:str=None,
     # how far the dial turns in a step for each nat that is missing
-    # (default: bonus 0.2, alpha 1, neg_weight 5)
+    # (default: bonus 0.2, alpha 1, neg_weight 5; adaptive turns by 0.005 a step)
     dial_rate:float=None,
     verified:bool=None,      # imitate only experts that the verifier accepts (default: no)
     # the expert's share of the loss at the beginning, in chord (default: as the method)

@@ -29,7 +29,7 @@ from calibrl.eval.hashes import changes, data_hash, files_hash, identity
 from calibrl.eval.stats import mean, runs_interval as interval
 from calibrl.files import make_folder, read_jsonl, read_object, write_atomic
 from calibrl.methods import change_rows
-from calibrl.loss import group_advantages
+from calibrl.loss import OBJECTIVES, group_advantages
 from calibrl.train import Config, backward, batches, end_with, sample_step, train
 
 # %% ../nbs/04_compare.ipynb #b476e769
@@ -63,6 +63,22 @@ def phase_options(methods:list, options:dict)->dict:    # method -> options
     return told
 
 # %% ../nbs/04_compare.ipynb #3b0e8219
+def phases_of(name:str, share:str|None, spec:str)->tuple:     # the share as it was given
+    "Return the (objective, share of the steps) of each phase of a method."
+    phases = PHASES.get(name, ((name, 1.),))
+    if share is None:
+        return phases
+    if len(phases) != 2:
+        raise ValueError(f"methods: share in {spec!r} is of the first of two phases, as in"
+                         f" {', '.join(PHASES)}:share=0.5")
+    try:
+        first = float(share)
+    except ValueError:
+        first = math.nan
+    if not 0 <= first <= 1:
+        raise ValueError(f"methods: share={share} in {spec!r} needs a number from 0 to 1")
+    return (phases[0][0], first), (phases[1][0], 1 - first)
+
 def option_value(name:str, text:str, spec:str):
     "Return an option's value, or raise an error that names it."
     kind = option_kinds().get(name)
@@ -76,21 +92,21 @@ def option_value(name:str, text:str, spec:str):
         raise ValueError(f"methods: {name}={text} in {spec!r} needs {needed}") from None
 
 def variant(
-    spec:str,      # "method" or "method:option=value,...": options of `Config`, or experts=
+    spec:str,      # "method" or "method:option=value,...": options of `Config`, experts=, share=
     cfg:Config,    # everything else
 )->tuple:          # a list of `Config`, one a phase, and what is done to the experts
     "Return what a row of the table means."
     name, _, rest = spec.partition(":")
     given = given_options(rest)
-    experts = given.pop("experts", "good")
+    experts, share = given.pop("experts", "good"), given.pop("share", None)
     options = {key: option_value(key, text, spec) for key, text in given.items()}
     if experts not in EXPERTS:
         known = ", ".join(EXPERTS)
         raise ValueError(f"methods: experts={experts} in {spec!r} is unknown, choose from {known}")
 
     # a phase without a step is left out, and told what it reads
-    shares = PHASES.get(name, ((name, 1.),))
-    phases = [(objective, round(share*cfg.steps)) for objective, share in shares]
+    shares = phases_of(name, share, spec)
+    phases = [(objective, round(part*cfg.steps)) for objective, part in shares]
     told = phase_options([method for method, _ in phases], options)
     return [replace(cfg, **{"method": method, "steps": steps} | told[method])
             for method, steps in phases if steps], experts
@@ -713,7 +729,8 @@ def pass_rates(exam:dict, k:int)->list:
     "Return pass@k problem by problem."
     return [pass_at_k(exam["k"], right, k) for right in exam["right"]]
 
-BUDGET = {"groups drawn": "groups_drawn", "tokens trained": "tokens_trained"}
+BUDGET = {"groups drawn": "groups_drawn", "tokens drawn": "tokens_drawn",
+          "tokens trained": "tokens_trained"}
 
 def exam_metrics(exam:dict, name:str)->dict:
     "Return what a further exam says, under its name."
@@ -770,11 +787,14 @@ def metric_cell(
     values = unit_values(by_run)
     cell = {"mean": float(np.mean(values)), "interval": interval(values)}
     both = {run: np.subtract(by_run[run], base[run], dtype=float) for run in by_run if run in base}
-    if both:
-        pairs = unit_values(both)
-        cell |= {"minus": float(np.mean(pairs)), "minus_interval": interval(pairs),
-                 "pairs": len(both)}
-    return cell
+    return cell | minus_cell(both)
+
+def minus_cell(both:dict)->dict:     # (warm start, seed) -> differences; {} where there are none
+    "Return a paired difference's mean and interval."
+    if not both:
+        return {}
+    pairs = unit_values(both)
+    return {"minus": float(np.mean(pairs)), "minus_interval": interval(pairs), "pairs": len(both)}
 
 # %% ../nbs/04_compare.ipynb #e2d2504a
 def run_of(record:dict)->tuple:
@@ -804,8 +824,14 @@ def table(
                             for some in (by_run, others))
             if mine:
                 row[key] = metric_cell(mine, theirs)
-        rows.append(row)
+        rows.append(row | equal_cells(found, spec, to, keys))
     return rows
+
+def equal_cells(found:list, spec:str, to:str, keys)->dict:     # records; metrics or None: all
+    "Return what a variant is ahead of another at equal accuracy, where curves can say it."
+    cells = {column: minus_cell(equal_runs(found, spec, to, name))
+             for column, name in equal_columns(found).items() if spec != to}
+    return {column: cell for column, cell in cells.items() if cell and column in (keys or cells)}
 
 # %% ../nbs/04_compare.ipynb #723279e8
 BASE = "calibrl:weight=0"     # the control: CalibRL's advantages without its term
@@ -837,9 +863,9 @@ def tuned(found:list, by:str, to:str=BASE)->list:     # records; a metric of `ta
     best = {}
     for row in table([r for r in found if r["seed"] in choosing], to):
         name = row["method"] if row["method"] in (to, BASE) else family_of(row["method"])
-        if by not in row:
-            raise ValueError(f"tune: no record has {by!r}; there are "
-                             + ", ".join(k for k in row if isinstance(row[k], dict)))
+        told = [key for key, cell in row.items() if isinstance(cell, dict) and "mean" in cell]
+        if by not in told:
+            raise ValueError(f"tune: no record has {by!r}; there are {', '.join(told)}")
         if name not in best or row[by]["mean"] > best[name][0]:
             best[name] = row[by]["mean"], row["method"]
     chosen = {spec for _, spec in best.values()}
@@ -853,27 +879,53 @@ def running(record:dict, name:str, span:int=10)->np.ndarray:
     span = min(span, len(curve))
     return np.convolve(curve, np.ones(span)/span, "valid")
 
-def at_equal_accuracy(found:list, spec:str, to:str)->list:     # records; a number a run in both
-    "Return a variant's entropy minus another's, both where they first reached the same accuracy."
-    runs = {(r["spec"], run_of(r)): r for r in found}
-    minus = []
-    for (name, run), ours in runs.items():
-        if name == spec and (to, run) in runs:
-            pair = ours, runs[to, run]
-            level = min(running(r, "accuracy").max() for r in pair)
-            at = [np.argmax(running(r, "accuracy") >= level) for r in pair]
-            mine, theirs = (running(r, "entropy")[k] for r, k in zip(pair, at, strict=True))
-            minus.append(float(mine - theirs))
-    return minus
+def tries_of(phase:dict)->int:     # a configuration of a record
+    "Return how often a phase draws a step's groups until they have come out mixed."
+    objective = OBJECTIVES.get(phase.get("method"))
+    usual = objective.defaults.get("tries", 1) if objective else 1
+    return usual if phase.get("tries") is None else phase["tries"]
+
+def has_curves(record:dict, *names)->bool:
+    "Return whether a run has these curves, of all that it drew and not of what came out mixed."
+    fair = all(tries_of(phase) == 1 for phase in record.get("config", []))
+    return fair and set(names) <= set(record["names"])
+
+def where_equal(pair:list, name:str)->float:     # two records
+    "Return a metric of one minus that of the other, where each first reached the same accuracy."
+    level = min(running(record, "accuracy").max() for record in pair)
+    at = [np.argmax(running(record, "accuracy") >= level) for record in pair]
+    mine, theirs = (running(record, name)[k] for record, k in zip(pair, at, strict=True))
+    return float(mine - theirs)
+
+# %% ../nbs/04_compare.ipynb #6779c976
+def equal_runs(found:list, spec:str, to:str, name:str)->dict:     # records -> {run: difference}
+    "Return a variant's metric minus another's at equal accuracy, for each run of both."
+    runs = {(r["spec"], run_of(r)): r for r in found if has_curves(r, "accuracy", name)}
+    pairs = {run: (ours, runs[to, run]) for (of, run), ours in runs.items()
+             if of == spec and (to, run) in runs}
+    return {run: where_equal(pair, name) for run, pair in pairs.items()}
+
+def at_equal_accuracy(found:list, spec:str, to:str, name:str="entropy")->list:     # records
+    "Return a variant's metric minus another's, both where they first reached the same accuracy."
+    return list(equal_runs(found, spec, to, name).values())
+
+def equal_columns(found:list)->dict:     # records -> {column: curve}
+    "Return what is compared at equal accuracy, under the names of a table's columns."
+    sizes = {phase["responses"] for r in found for phase in r.get("config", [])
+             if "responses" in phase}
+    n = min(sizes) if len(sizes) == 1 else "n"
+    return {"entropy at equal accuracy": "entropy",
+            f"pass@{n} at equal accuracy": "solved_groups"}
 
 # %% ../nbs/04_compare.ipynb #1e277f81
 COLUMNS = ("greedy", "pass@8", "spread", "routes", "hard pass@8", "entropy", "silent")
 
 def cell_text(cell:dict, difference:bool)->str:
-    "Return a metric with its interval, or its difference."
-    if difference and "minus" not in cell:
+    "Return a metric with its interval, or its difference; nothing where there is none."
+    name = "minus" if difference else "mean"
+    if name not in cell:
         return ""
-    value = cell["minus" if difference else "mean"]
+    value = cell[name]
     low, high = cell["minus_interval" if difference else "interval"]
     sign = "+" if difference else ""
     ends = f" [{low:{sign}.3f},\u00a0{high:{sign}.3f}]" if math.isfinite(low) else ""
@@ -923,12 +975,18 @@ PULL = (BASE, *(f"{name}expert_weight={w}" for name, weights in (
             for w in weights), *(f"chord:mu={mu}" for mu in (0.1, 0.3, 0.6, 0.9)),
         *(f"{LIVE},weight={w}" for w in (0.03, 0.1, 0.3, 1)))
 
+TARGETS = (0.1, 0.15, 0.2)      # nats a token, held by four controllers
+HELD = (BASE, *(f"{BASE},target_entropy={target},dial={dial}" for target in TARGETS
+                for dial in ("bonus", "adaptive", "neg_weight")),
+        *(f"{GAP},weight=2,target_entropy={target},dial=alpha" for target in TARGETS))
+
 EXPERIMENTS = {     # the variants behind the figures below, by name
     "main": " ".join(MAIN),
     "ablations": " ".join(ABLATIONS),
     "long": " ".join(LONG),
     "foreign": " ".join(FOREIGN),
     "pull": " ".join(PULL),
+    "entropy": " ".join(HELD),
     "experts": " ".join(("grpo", GAP, "luffy", LIVE, "grpo_sft", *TEACHERS)),
 }
 
@@ -960,12 +1018,14 @@ def comparison_text(rows:list, world:str, cfg:Config, held_out:str=None)->str:
     others = [row for row in rows if "minus" in row["greedy"]]
     if others:
         base = next(row["method"] for row in rows if "minus" not in row["greedy"])
+        equal = [key for row in others for key in row if key.endswith("at equal accuracy")]
+        keys = (*keys, *dict.fromkeys(equal))
         parts += [f"Difference to {base} on the same seeds", as_text(others, keys, True)]
     return "\n\n".join(parts)
 
 # %% ../nbs/04_compare.ipynb #b4e4a2dc
 def compare_methods(  # noqa: PLR0913
-    # main, ablations, long, experts, foreign, pull, or names with options, as in
+    # main, ablations, long, experts, foreign, pull, entropy, or names with options, as in
     # "grpo,calibrl:alpha=0.3,gap=sequence,dapo"
     methods:str=METHODS,
     seeds:str="3",            # how many (0, 1, ...), or a list such as 4,7,9

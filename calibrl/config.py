@@ -141,7 +141,9 @@ class Config:
 
     entropy_bonus: float = 0.0    # of the policy's entropy in what is climbed; ours: none [C]
     target_entropy: float | None = None    # nats a token that a dial holds; None: no dial
-    dial: str = "bonus"           # what it turns: "bonus", "alpha" or "neg_weight"; ours
+    # what it turns: "bonus", "alpha" or "neg_weight"; ours. "adaptive": a bonus by equal turns
+    # [Skywork-OR1; TRL]
+    dial: str = "bonus"
     # how far it turns in a step for each nat that is missing; None: as the dial has it
     dial_rate: float | None = None
 

@@ -35,12 +35,14 @@ class Dial(NamedTuple):
     up: int           # +1: turned up it is expected to raise entropy; -1: turned down
     least: float
     most: float
-    rate: float       # turned in a step for each nat that is missing
+    rate: float       # turned in a step for each nat that is missing, or by itself if `fixed`
+    fixed: bool = False     # turned by the rate each step, and given only up to the target
 
 DIALS = {
     "bonus": Dial("entropy_bonus", 1, 0., 1., .2),
     "alpha": Dial("alpha", -1, 0., 1., 1.),
-    "neg_weight": Dial("neg_weight", 1, .1, 10., 5.)}
+    "neg_weight": Dial("neg_weight", 1, .1, 10., 5.),
+    "adaptive": Dial("entropy_bonus", 1, 0., 1., .005, fixed=True)}
 
 DAMPING = 20.     # steps of adding up that what is missing now counts for
 SPAN = 5          # steps over which entropy is averaged
@@ -71,13 +73,23 @@ def turned(cfg, rows:list):     # `Config`, metrics of the steps so far -> `Conf
     if not steps:
         return cfg
     value = steps[-1]["dial"]
-    if is_number(steps[-1].get("entropy")):
-        entropies = [row["entropy"] for row in steps if is_number(row.get("entropy"))]
+    rate = dial.rate if cfg.dial_rate is None else cfg.dial_rate
+    entropies = [row["entropy"] for row in steps if is_number(row.get("entropy"))]
+    if dial.fixed:
+        value = stepped(dial, cfg, entropies, rate)
+    elif is_number(steps[-1].get("entropy")):
         missing = missing_now(cfg.target_entropy, entropies)
         before = missing_now(cfg.target_entropy, entropies[:-1] or entropies)
-        rate = dial.rate if cfg.dial_rate is None else cfg.dial_rate
         value = next_value(dial, value, missing, rate, before)
     return replace(cfg, **{dial.option: value})
+
+def stepped(dial:Dial, cfg, entropies:list, rate:float)->float:
+    "Return the value that equal turns have led to over all steps; nothing above the target."
+    value, low = getattr(cfg, dial.option), True
+    for entropy in entropies:
+        low = entropy <= cfg.target_entropy
+        value = min(dial.most, max(dial.least, value + (rate if low else -rate)))
+    return value if low else dial.least
 
 def dial_metrics(cfg)->dict:     # of one step; {} without a dial
     "Return where the knob stood in a step, and whether that is one of its bounds."

@@ -7,6 +7,7 @@ __all__ = []
 
 # %% ../nbs/02c_methods.ipynb #e1fa3731
 import math
+from collections import Counter
 from dataclasses import replace
 
 import torch
@@ -209,27 +210,29 @@ def mixed_groups(ro:Rollouts)->Rollouts:
 def refill(ro:Rollouts,      # the first draw
            draw,             # function of 1, 2, ... -> `Rollouts` of further problems
            cfg:Config,
-          )->tuple:          # `Rollouts` of the step, number of groups drawn for it
+          )->tuple:          # `Rollouts` of the step, and what was drawn for it: groups, tokens
     "Draw more problems where a method wants them; return all that an update is made of."
     cfg = cfg.resolved()
+    def count(ro):
+        return Counter(groups_drawn=len(ro.problems), tokens_drawn=int(ro.mask.sum()))
 
     # CPPO: the room of what it will drop
     rounds = round(1/(1 - cfg.prune))
     ro = stack([ro, *[draw(k) for k in range(1, rounds)]])
     if cfg.tries == 1:
-        return ro, len(ro.problems)
+        return ro, dict(count(ro))
 
     # DAPO: until there are enough groups with both right and wrong answers
     kept = mixed_groups(ro)
-    drawn = len(ro.problems)
+    drawn = count(ro)
     tries = 1
     while len(kept.problems) < cfg.prompts and tries < cfg.tries:
         more = draw(tries)
         kept = stack([kept, mixed_groups(more)])
-        drawn += len(more.problems)
+        drawn += count(more)
         tries += 1
 
     # nothing mixed: a step without signal
     if not kept.problems:
-        return ro, drawn
-    return kept.groups(range(min(cfg.prompts, len(kept.problems)))), drawn
+        return ro, dict(drawn)
+    return kept.groups(range(min(cfg.prompts, len(kept.problems)))), dict(drawn)

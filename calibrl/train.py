@@ -148,7 +148,7 @@ def one_step(policy:Policy, optimizer, stream, cfg:Config, step:int, judge=verif
     metrics["ratio_limit"] = check_agreement(policy, ro, cfg, step, metrics["first_ratio_error"])
 
     # what the whole run is told, all processes together
-    metrics |= {"groups_drawn": drawn, "gap": metrics.pop("gap_mean")} | sampler_metrics(ro, cfg)
+    metrics |= drawn | {"gap": metrics.pop("gap_mean")} | sampler_metrics(ro, cfg)
     metrics |= {k: sum(all_gather(n - before[k])) for k, n in lost_verdicts(judge).items()}
     row = {"step": step, **metrics, "seconds": time.perf_counter() - start}
     return row | samples_to_read(ro, cfg, step, bool(metrics["skipped_updates"]))

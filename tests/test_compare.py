@@ -511,24 +511,59 @@ def test_tuning_wants_the_same_for_everyone():
 
 def test_the_experiment_on_pull_can_be_tuned():
     C.check_tuning(C.EXPERIMENTS["pull"].split(), [0, 1])
-    for name in ("pull", "foreign"):
+    for name in ("pull", "foreign", "entropy"):
         for spec in C.EXPERIMENTS[name].split():
             C.variant(spec, SMALL)
 
 
 def test_new_records_say_what_they_cost():
     old = fake("a", 0, 2, .1)
-    names = old["names"] + ["groups_drawn", "tokens_trained", "gap_positive"]
-    curve = [row + [7, 9, math.nan if k == 0 else 1.] for k, row in enumerate(old["curve"])]
+    names = old["names"] + ["groups_drawn", "tokens_trained", "tokens_drawn", "gap_positive"]
+    curve = [row + [7, 9, 11, math.nan if k == 0 else 1.] for k, row in enumerate(old["curve"])]
     new = old | dict(names=names, curve=curve, pull=[.25, None])
     metrics = C.run_metrics(new)
     assert metrics["groups drawn"] == 7*13 and metrics["tokens trained"] == 9*13
+    assert metrics["tokens drawn"] == 11*13
     assert metrics["not read"] == 1. and metrics["pull"] == .25
     assert "pull at the end" not in metrics and "pull" not in C.run_metrics(old)
 
     # a table of old and new ones has the columns of both
     text = C.as_text(C.table([old, new | dict(spec="b")]), ("entropy", "pull"))
     assert "| a | 1: no interval | 0.100 |  |" in text and "| 0.250 |" in text
+
+
+def learner(spec, seed, pace, start, entropy):
+    "A record that solves one more of a hundred for each step and pace, and loses entropy for it."
+    accuracies = [min(.9, pace*step/100) for step in range(60)]
+    curve = [[entropy - accuracy, .5, 5, accuracy, accuracy/2] for accuracy in accuracies]
+    names = ["entropy", "silent_groups", "tokens", "accuracy", "solved_groups"]
+    config = [{"method": "grpo", "responses": 8}]
+    return at(fake(spec, seed, 2, .1), start) | dict(names=names, curve=curve, config=config)
+
+
+def test_columns_at_equal_accuracy():
+    "Half as fast: behind at the end, and equal where both know as much; one nat above: ahead."
+    fast = [learner("grpo", seed, 1., start, 1.) for seed in range(2) for start in "xy"]
+    slow = [learner("slow", seed, .5, start, 1.) for seed in range(2) for start in "xy"]
+    above = [learner("above", seed, 1., start, 2.) for seed in range(2) for start in "xy"]
+    _, slow_row, above_row = C.table(fast + slow + above)
+    assert slow_row["entropy"]["minus"] > .2
+    for key in ("entropy at equal accuracy", "pass@8 at equal accuracy"):
+        assert abs(slow_row[key]["minus"]) < .006 and slow_row[key]["pairs"] == 4
+    assert above_row["entropy at equal accuracy"]["minus"] == pytest.approx(1.)
+    assert "mean" not in above_row["entropy at equal accuracy"]
+
+    # in the table of differences alone, and for no method that chooses groups by their outcome
+    text = C.comparison_text(C.table(fast + above), "algebra", SMALL)
+    first, second = text.split("Difference to grpo")
+    assert "at equal accuracy" not in first
+    assert "entropy at equal accuracy | pass@8 at equal accuracy |" in second and "+1.000" in second
+    chosen = [r | {"config": [{"method": "dapo"}]} for r in above]
+    assert "entropy at equal accuracy" not in C.table(fast + chosen)[1]
+    older = [r | {"names": r["names"][:3], "curve": [c[:3] for c in r["curve"]]} for r in above]
+    assert "entropy at equal accuracy" not in C.table(fast + older)[1]
+    assert C.table(fast + above, keys=("greedy",))[1].keys() == {
+        "method", "seeds", "starts", "greedy"}
 
 
 def test_live_table(tmp_path):

@@ -390,10 +390,12 @@ def test_dynamic_sampling_drops_refills_and_gives_up(ro):
     # Groups without signal are dropped, and others drawn in their place.
     got, drawn = refill(ro, draw, cfg)
     correct = got.correct.view(B, n)
-    assert asked == [1] and drawn == 2*B and len(got.problems) == B
+    tokens = int(ro.mask.sum())
+    assert drawn == dict(groups_drawn=2*B, tokens_drawn=2*tokens)
+    assert asked == [1] and len(got.problems) == B and int(got.mask.sum()) < 2*tokens
     assert not (correct == correct[:, :1]).all(1).any()
     got, drawn = refill(ro, draw, replace(cfg, tries=1))
-    assert (got.responses, drawn) == (ro.responses, B)
+    assert (got.responses, drawn) == (ro.responses, dict(groups_drawn=B, tokens_drawn=tokens))
 
     # The cap: one step without signal, not an endless loop.
     dull = replace(ro, correct=ro.correct & False)
@@ -403,7 +405,7 @@ def test_dynamic_sampling_drops_refills_and_gives_up(ro):
         return dull
 
     got, drawn = refill(dull, draw_dull, replace(cfg, tries=3))
-    assert asked == [1, 2] and drawn == 3*B and len(got.problems) == B
+    assert asked == [1, 2] and drawn["groups_drawn"] == 3*B and len(got.problems) == B
 
     # Fewer than asked for is better than none.
     some = refill(dull, lambda k: ro if k == 1 else dull, replace(cfg, tries=3))[0]
@@ -412,7 +414,8 @@ def test_dynamic_sampling_drops_refills_and_gives_up(ro):
 
 def test_cppo_draws_what_it_will_drop(ro):
     got, drawn = refill(ro, lambda k: ro, Config(method="cppo", prompts=B, responses=n, prune=.75))
-    assert drawn == 4*B == len(got.problems)
+    assert drawn["groups_drawn"] == 4*B == len(got.problems)
+    assert drawn["tokens_drawn"] == 4*int(ro.mask.sum()) == int(got.mask.sum())
     adv = torch.tensor([[3., -1., 0., 2.]]*B)
     kept, adv = ROWS["cppo"](None, ro, adv, settled("cppo", responses=n))
     assert kept.n == 2 and adv.tolist() == [[3., 2.]]*B
@@ -438,6 +441,8 @@ def test_the_generator_runs_every_kind(tiny, method):
     assert all(math.isfinite(row["loss"]) and row["groups_drawn"] >= 2 for row in rows)
     if method == "cppo":
         assert rows[0]["groups_drawn"] == 4
+    drawn_or_trained = [(row["tokens_drawn"], row["tokens"]) for row in rows]
+    assert all(drawn >= tokens > 0 for drawn, tokens in drawn_or_trained)
 
 
 BAD_OPTIONS = [
