@@ -234,10 +234,11 @@ SMALL = Config(steps=1, prompts=2, responses=2, mini_batches=1)
 
 def test_compare_runs_here_too_and_never_mixes_worlds(tmp_path, monkeypatch):
     from calibrl import compare
+    from calibrl.compare import many
     record = compare.one_run("grpo", 0, SMALL, tmp_path, size=2, k=2, world="algebra")
     assert record["world"] == "algebra" and len(record["curve"]) == 1
     assert record["exam"]["hard"]["n"] == 1
-    monkeypatch.setattr(compare, "run_in_parallel", lambda *a: pytest.fail("a run began"))
+    monkeypatch.setattr(many, "run_in_parallel", lambda *a: pytest.fail("a run began"))
     def again(method, **kw):
         exam = dict(size=2, k=2)
         return compare.compare([method], [0], SMALL, tmp_path, show=None, **exam, **kw)

@@ -16,6 +16,7 @@ import pytest
 
 from calibrl import compare as C
 from calibrl.cli import main
+from calibrl.compare import command, many, run
 from calibrl.eval import data_hash
 from calibrl.geometry import problems
 from calibrl.tasks import score
@@ -38,7 +39,7 @@ def folder(tmp_path_factory):
 @pytest.fixture
 def no_run(monkeypatch):
     "Whatever is asked for must be answered without a run."
-    monkeypatch.setattr(C, "run_in_parallel", lambda *a: pytest.fail("a run began"))
+    monkeypatch.setattr(many, "run_in_parallel", lambda *a: pytest.fail("a run began"))
 
 
 def test_every_run_leaves_a_complete_record(folder):
@@ -71,7 +72,7 @@ def complete(record):
 def test_a_stopped_comparison_goes_on(folder, monkeypatch):
     out, rows, _ = folder
     ran = []
-    monkeypatch.setattr(C, "run_in_parallel", lambda todo, *a: ran.extend(todo))
+    monkeypatch.setattr(many, "run_in_parallel", lambda todo, *a: ran.extend(todo))
 
     def compare(specs, seeds, cfg=SMALL, **exam):
         return C.compare(specs, seeds, cfg, out, show=None, **exam)
@@ -180,12 +181,12 @@ def test_runs_without_hard_families_are_apart(folder, no_run, tmp_path, monkeypa
         C.compare(["grpo"], [0], SMALL, tmp_path, show=None, held_out="test", **EXAM)
 
     # what such a run is trained on, and what its record says
-    monkeypatch.setattr(C, "pull_now", lambda *a: None)
+    monkeypatch.setattr(run, "pull_now", lambda *a: None)
     trained = []
     def no_training(policy, pool, phases, path):
         trained.extend(pool)
         return [{"step": 1, "entropy": 1., "silent_groups": 0., "tokens": 1, "accuracy": 0.}]
-    monkeypatch.setattr(C, "train_phases", no_training)
+    monkeypatch.setattr(run, "train_phases", no_training)
     cfg = replace(SMALL, steps=30)
     apart = C.one_run("grpo", 0, cfg, tmp_path, held_out="hard", **EXAM)
     families = {p.tags["family"] for p in trained}
@@ -362,7 +363,7 @@ def test_the_command_splits_names_from_options(monkeypatch, tmp_path, capsys, gi
         out.mkdir(exist_ok=True)
         return C.table([fake(method, seed, 3, .1) for method in methods for seed in seeds])
 
-    monkeypatch.setattr(C, "compare", compare)
+    monkeypatch.setattr(command, "compare", compare)
     C.compare_methods(given, seeds="4,7", steps=5, out=str(out))
     assert asked == [(specs, [4, 7], 5)]
     assert "| method | seeds | greedy" in capsys.readouterr().out

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 import damages
 from calibrl import compare
+from calibrl.compare import many
 from calibrl.cli import main
 from calibrl.config import Config
 from calibrl.files import read_jsonl
@@ -65,7 +66,7 @@ def nothing_long(folders, monkeypatch):
         for record in (folders/"compare").glob("*.json"):
             shutil.copy(record, out)
 
-    monkeypatch.setattr(compare, "run_in_parallel", copy_records)
+    monkeypatch.setattr(many, "run_in_parallel", copy_records)
     monkeypatch.setattr(demo, "demo_in", lambda *args: None)
 
 
