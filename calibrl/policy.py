@@ -26,7 +26,7 @@ from .plain_rows import plain_logps, plain_samples, token_scores
 from .prompts import USUAL, limit_pixels, opening, pixels_of, wording
 from .responses import (
     banned_ids, end_ids, response_text, response_tokens, special_tags)
-from .sampling_copy import copies, writer_of
+from .sampling_copy import choice, writer_of
 from .selfcheck import settle
 from .states import Layout, prepare_states
 from .step import EVERY, Step, in_blocks, lengthened
@@ -125,8 +125,8 @@ class Policy:
         policy.sampling_copy = sampling_copy
         if recomputes(gradient_checkpointing, policy.device):
             recompute_activations(policy.model)
-        if sampling_copy:
-            copies(policy)      # or it says why not
+        if sampling_copy is not None:
+            choice(policy)      # or it says why not
         return policy
 
     @property

@@ -7,6 +7,7 @@ __all__ = []
 
 # %% ../nbs/01m_copy.ipynb #a1353b4d
 import copy
+from typing import NamedTuple
 
 import torch
 
@@ -85,25 +86,75 @@ def copy_bytes(core, dtype)->int:      # a model without its head
     bases = [getattr(module, "base_layer", module) for module in merged_modules(core)]
     return sum(base.in_features*base.out_features for base in bases)*dtype.itemsize
 
-def copies(policy)->bool:
-    "Return whether a policy samples from a copy, or raise where one is asked for in vain."
+class Choice(NamedTuple):
+    "Whether a policy samples from a copy, and why."
+    copied: bool
+    why: str
+
+    @property
+    def line(self)->str:
+        "Return the choice as a line of text."
+        what = "a copy with the adapter merged" if self.copied else "the model itself"
+        return f"sampling from {what}: {self.why}"
+
+def hindrance(policy)->str:      # empty where there is none
+    "Return why no copy can serve a policy."
     modules = merged_modules(policy.core)
-    possible = policy.shared and modules and all(map(is_plain, modules))
-    if policy.sampling_copy and not possible:
-        raise ValueError("sampling_copy: a copy with the adapter merged serves packed rows over"
-                         f" shared prompts and plain adapters, and these are {policy.rows} rows of"
-                         f" {policy.base.config.model_type} that cannot use one: leave it out")
-    if not possible or policy.sampling_copy is not None:
-        return bool(possible and policy.sampling_copy)
+    if not policy.shared:
+        kind = policy.base.config.model_type
+        return f"{policy.rows} rows of {kind} do not share prompts while sampling"
+    if not modules:
+        return "no matrix is packed or has an adapter"
+    return "" if all(map(is_plain, modules)) else "only plain adapters can be merged"
+
+# %% ../nbs/01m_copy.ipynb #adb5f42d
+def choice(policy,
+           advice=None,      # a `Choice` of somebody who knows what else has to fit
+          )->Choice:
+    "Return whether a policy samples from a copy, or raise where what is asked for cannot be."
+    asked = policy.sampling_copy
+    why_not = hindrance(policy)
+    if asked and why_not:
+        raise ValueError(f"sampling_copy: {why_not}, so a copy cannot serve: leave it out")
+    if why_not:
+        return Choice(False, why_not)
+
+    # In 8 bits nobody is asked
     if getattr(policy.base, "is_loaded_in_8bit", False):
-        return True
+        if asked is False:
+            raise ValueError("sampling_copy: in 8 bits what a row writes hangs on the rows beside"
+                             " it, so a copy has to be sampled from: leave it out, or take 4 bits")
+        return Choice(True, "in 8 bits it always is")
+    if asked is not None:
+        return Choice(asked, "as asked for")
+    return advice or by_memory(policy)
+
+def by_memory(policy)->Choice:
+    "Return whether a copy leaves two thirds of a card's free memory; on a CPU there is none."
     if policy.device.type != "cuda":
-        return False
+        return Choice(False, "on a CPU a copy is made where it is asked for")
     free = torch.cuda.mem_get_info(policy.device)[0]                # gpu only
-    return copy_bytes(policy.core, policy.base.dtype) < free/3      # gpu only
+    size = copy_bytes(policy.core, policy.base.dtype)               # gpu only
+    words = f"it takes {size/2**30:.2f} GiB, and {free/2**30:.2f} are free"      # gpu only
+    return Choice(size < free/3, words)                             # gpu only
+
+# %% ../nbs/01m_copy.ipynb #9a93d7b3
+def settle_copy(policy,
+                asked=None,       # True, False, or None: as the policy was asked before
+                advice=None,      # as in `choice`
+               )->Choice:
+    "Decide whether a policy samples from a copy from now on, or raise as `choice` does."
+    if asked is not None:
+        policy.sampling_copy = asked
+    found = choice(policy, advice)
+    policy.sampling_copy = found.copied
+    if bool(policy.copy) != found.copied:
+        policy.copy = None
+    return found
 
 def writer_of(policy):      # a model without its head
     "Return what a policy samples from: its model, or a copy with the adapter merged."
     if policy.copy is None:
-        policy.copy = SamplingCopy(policy.core, policy.base.dtype) if copies(policy) else False
+        copied = choice(policy).copied
+        policy.copy = SamplingCopy(policy.core, policy.base.dtype) if copied else False
     return policy.copy.fresh() if policy.copy else policy.core

@@ -7,11 +7,13 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from calibrl.cli import main
 from calibrl.draws import drawer, luck_of
 from calibrl.geometry import problems
 from calibrl.policy import next_token, read_prompts
 from calibrl.rollout import Policy, ratio_floor, rollout
-from calibrl.sampling_copy import SamplingCopy, copy_bytes, merged
+from calibrl.runs.folder import run_notes
+from calibrl.sampling_copy import Choice, SamplingCopy, copy_bytes, merged, settle_copy
 from calibrl.step import Step
 from calibrl.train import Config, train
 
@@ -108,10 +110,60 @@ def test_where_there_is_a_copy(tiny):
         return policy.writer is not policy.core
 
     assert is_copied(bits=8) and not is_copied(bits=4)
-    assert is_copied(bits=4, sampling_copy=True) and not is_copied(bits=8, sampling_copy=False)
+    assert is_copied(bits=4, sampling_copy=True) and not is_copied(bits=4, sampling_copy=False)
     assert not is_copied(lora_rank=0)
+    with pytest.raises(ValueError, match="in 8 bits .* leave it out"):
+        Policy.from_pretrained(tiny, bits=8, sampling_copy=False)
     with pytest.raises(ValueError, match="sampling_copy: .* leave it out"):
         Policy.from_pretrained(tiny, rows="plain", sampling_copy=True)
+
+
+def test_advice_counts_where_nobody_asked_and_bits_leave_a_choice(tiny):
+    "A plan's word is taken for 4 bits; what is asked for, and 8 bits, come before it."
+    policy = Policy.from_pretrained(tiny, bits=4)
+    for copied in (True, False):
+        policy.sampling_copy = None
+        found = settle_copy(policy, None, Choice(copied, "as planned"))
+        assert found.copied == copied == (policy.writer is not policy.core)
+        assert found.line.endswith(": as planned")
+        assert settle_copy(policy, not copied, Choice(copied, "as planned")).copied != copied
+    policy = Policy.from_pretrained(tiny, bits=8)
+    assert settle_copy(policy, None, Choice(False, "no room")).why == "in 8 bits it always is"
+
+
+STEP = ["--prompts", "2", "--responses", "2", "--mini-batches", "1", "--max-new-tokens", "8"]
+
+
+def test_a_run_says_what_it_samples_from_and_goes_on_with_it(tmp_path, capsys):
+    "What was asked for, or chosen, is noted; no word is the same again, another is refused."
+    def ran(name, *words):
+        code = main(["train", *STEP, "--out", str(tmp_path/name), *words])
+        shown = capsys.readouterr()
+        lines = [row for row in shown.out.splitlines() if row.startswith("sampling from")]
+        return code, lines, shown.err
+
+    said = ["sampling from a copy with the adapter merged: as asked for"]
+    assert ran("asked", "--steps", "1", "--sampling-copy")[:2] == (0, said)
+    assert run_notes(tmp_path/"asked")["sampling_copy"] is True
+    assert ran("asked", "--steps", "2")[:2] == (0, said)
+    code, _, error = ran("asked", "--steps", "2", "--no-sampling-copy")
+    assert code == 2 and "sampling_copy was True and is False now" in error
+
+    # chosen, where nobody asked
+    said = ["sampling from a copy with the adapter merged: in 8 bits it always is"]
+    assert ran("chosen", "--steps", "1", "--bits", "8")[:2] == (0, said)
+    assert run_notes(tmp_path/"chosen")["sampling_copy"] is True
+
+
+@pytest.mark.parametrize("words, why", [
+    (["--bits", "8", "--no-sampling-copy"], "--no-sampling-copy does not go with --bits 8"),
+    (["--engine", "trl", "--sampling-copy"], "--sampling-copy does not go with --engine trl"),
+    (["--rows", "plain", "--sampling-copy"], "sampling_copy: a copy serves packed rows"),
+    (["--sampler", "vllm", "--sampling-copy"], "sampling_copy: the server of sampler vllm writes")])
+def test_what_a_copy_does_not_go_with(words, why, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert main(["train", *words]) == 2
+    assert why in capsys.readouterr().err and not any(tmp_path.iterdir())
 
 
 def test_an_adapter_of_another_kind_is_not_merged(tiny):

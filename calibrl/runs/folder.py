@@ -127,6 +127,8 @@ def check_notes(noted):
         if value is not None:
             kind = getattr(field.type, "__args__", (field.type,))[0]     # of `int | None`: int
             check_kind(field.name, kind, value)
+    if noted.get("sampling_copy") is not None:      # what was decided where nobody asked
+        check_kind("sampling_copy", bool, noted["sampling_copy"])
 
 def noted_in(file, read):     # `read`: a function of the file
     "Return what is read from a run's config.toml, or raise ValueError with what to do."
@@ -154,6 +156,7 @@ def read_run(path)->tuple:     # Config, and what else the run notes
 # Options that leave every number of a run as it is
 MAY_CHANGE = ("sample_every", "save_every", "keep", "max_broken", "gradient_checkpointing",
               "vllm", "sampler_url", "sampler_timeout")     # a server may get another address
+AS_THE_RUN = {"sample_prompts": 0, "sampling_copy": None}      # what means: as the run has it
 
 def other_options(path,           # of a run
                   cfg:Config,     # the configuration now
@@ -164,7 +167,7 @@ def other_options(path,           # of a run
     then = asdict(then_cfg) | dict.fromkeys(more) | noted
     found = []
     for name, value in (asdict(cfg) | more).items():
-        as_the_run = name == "sample_prompts" and value == 0       # 0: as the run has it
+        as_the_run = AS_THE_RUN.get(name, then) == value
         if name not in MAY_CHANGE and then.get(name) != value and not as_the_run:
             found.append(f"{name} was {then[name]!r} and is {value!r} now")
     return found

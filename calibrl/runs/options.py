@@ -56,6 +56,7 @@ METHODS = {"calibrl": False, "calibrl_live": True, "grpo": False}     # is the e
 LOSS_TYPES = {"token-mean": "dapo", "seq-mean-token-mean": "grpo", "seq-mean-token-sum": "luspo"}
 OURS_ALONE = {     # options that say how our engine works, and why TRL has none of it
     "sample_prompts": "TRL samples all rows of a step in one call",
+    "sampling_copy": "TRL samples with the model itself, or with vLLM",
     "max_broken": "TRL counts no broken steps, and the first one ends the run"}
 
 def not_carried(cfg:Config, said)->dict:     # names of the options that somebody gave
@@ -75,13 +76,19 @@ def not_carried(cfg:Config, said)->dict:     # names of the options that somebod
     wrong |= {name: why for name, why in OURS_ALONE.items() if name in said}
     return {name: why for name, why in wrong.items() if why}
 
+def flag_text(name:str, value)->str:
+    "Return an option as a command line has it."
+    words = name.replace("_", "-")
+    if isinstance(value, bool):
+        return f"--{words}" if value else f"--no-{words}"
+    return f"--{words} {value}"
+
 def check_carried(cfg:Config, spec:RunSpec,
                   said=()):     # names of the options that somebody gave
     "Raise ValueError for an option that TRL's loop cannot carry out."
     for name, why in not_carried(cfg, said).items():
-        flag = "--" + name.replace("_", "-")
-        raise ValueError(f"{flag} {getattr(cfg.resolved(), name)} does not go with --engine trl:"
-                         f" {why}; leave it out, or take --engine calibrl")
+        raise ValueError(f"{flag_text(name, getattr(cfg.resolved(), name))} does not go with"
+                         f" --engine trl: {why}; leave it out, or take --engine calibrl")
     for name in ("bits", "val"):
         if sharding() and getattr(spec, name) is not None:
             raise ValueError(f"--{name} does not go with a base that {sharding()} spreads over the"
@@ -110,7 +117,7 @@ def by_engine(cfg:Config, spec:RunSpec, said)->tuple:     # Config, RunSpec
             raise ValueError("--vllm samples for --engine trl alone: add that, or leave it out")
         return cfg, replace(spec, engine=None)
     check_carried(cfg, spec, said)
-    return replace(cfg, rows="plain", sample_prompts=0), spec
+    return replace(cfg, rows="plain", sample_prompts=0, sampling_copy=None), spec
 
 # %% ../../nbs/runs/options.ipynb #234ddf68
 REAL = "single-gpu"     # the preset of a model that is not embedded
@@ -123,6 +130,12 @@ def usual_bits(asked,      # 4, 8, 16 or None
     if asked is None and preset == REAL and gpu and not sharding():
         return 4
     return None if asked == 16 else asked
+
+def check_bits(cfg:Config, bits):      # 4, 8 or None
+    "Raise ValueError where 8 bits are to be sampled from without a copy."
+    if bits == 8 and cfg.sampling_copy is False and cfg.rows != "plain":
+        raise ValueError("--no-sampling-copy does not go with --bits 8: in 8 bits what a row"
+                         " writes hangs on the rows beside it; leave it out, or take --bits 4")
 
 def said_preset(cfg:Config, bits)->str:
     "Return the line that says what was chosen for a model."
@@ -149,6 +162,7 @@ def run_options(options:dict,     # of `calibrl train`, None where not given
 
     # a run that noted no bits had none
     bits = usual_bits(spec.bits, None if "identity" in noted else preset, gpu)
+    check_bits(cfg, bits)
     if chosen and os.environ.get("RANK", "0") == "0":
         print(said_preset(cfg, bits))
     return by_engine(cfg, replace(spec, bits=bits), said_names(options, noted))

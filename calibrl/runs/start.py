@@ -27,6 +27,7 @@ from .sources import (OF_A_FILE, adapter_folder, check_same, drawn_problems,
                                   drop_experts, model_path, own_judge, problems_of_file,
                                   prompt_options, run_around, run_identity, say_cost,
                                   versions)
+from ..sampling_copy import Choice, settle_copy
 from ..tasks import verify
 from .validation import check_val, share_of, validation_problems
 from ..train import rate_share
@@ -61,6 +62,13 @@ def same_slices(cfg:Config, out, state:str)->Config:
     if state != "new":
         return replace(cfg, sample_prompts=read_run(out)[0].sample_prompts)
     return replace(cfg, sample_prompts=-(-cfg.prompts//processes()[1]))
+
+def same_copy(run:Run)->Run:
+    "Return a run that samples from a copy, or from its model, as it has from its beginning."
+    if run.state == "new" or run.cfg.sampling_copy is not None:
+        return run
+    then = run_notes(run.out).get("sampling_copy")
+    return replace(run, cfg=replace(run.cfg, sampling_copy=then))
 
 @contextlib.contextmanager
 def open_run(out,               # folder, or None for a numbered one
@@ -107,6 +115,16 @@ def load_policy(cfg:Config, spec:RunSpec, model, device=None)->Policy:
     policy.set_prompts(**prompt_options(cfg))
     return policy
 
+def decide_copy(run:Run, policy:Policy)->Choice:
+    "Decide for all processes alike whether a run samples from a copy, or raise ValueError."
+    served = run.cfg.sampler != "policy" or run.spec.engine is not None
+    advice = Choice(False, "another program writes the responses") if served else None
+    found = settle_copy(policy, run.cfg.sampling_copy, advice)
+    together = all(all_gather(found.copied))
+    if found.copied and not together:
+        found = settle_copy(policy, False)._replace(why="another process has no room for a copy")
+    return found
+
 # %% ../../nbs/runs/start.ipynb #9d2f0c15
 def note_sources(run:Run,
                  problems:list,     # with `skipped` where they come from a file
@@ -122,6 +140,7 @@ def note_sources(run:Run,
         write_jsonl(run.out/"skipped.jsonl", skipped)
     if run.state == "new":
         about = asdict(run.spec) | versions(run.spec.engine) | {"identity": who}
+        about["sampling_copy"] = policy.sampling_copy
         save_config(run.cfg, run.out/"config.toml", **about)
         return
     if run.state == "longer":
@@ -192,18 +211,21 @@ def train_run(run:Run, device, tracker,
              ):
     "Load what a run is made from, train, report."
     model = model_path(run.spec.model, run.spec.adapter)
+    run = same_copy(run)
     problems = run.problems(model)
     held = validation_problems(run.spec, problems, model, **prompt_options(run.cfg))
     judge = own_judge(run.spec.reward, problems)
     if memory_check and run.spec.engine is None:      # only our engine is planned
         check_fit(run.cfg, run.spec, model, problems, device)
     policy = run.policy(model, device)
+    chosen = decide_copy(run, policy)
     drop_experts(policy, problems, run.spec.on_bad)
 
     # the others wait until the first has compared what it is made from
     if processes()[0] == 0:
         run.note(problems, policy, held, judge)
         print(policy.about)
+        print(chosen.line)
         say_cost(policy)
     all_gather(None)
     train_or_say(run, policy, problems, tracker, held, judge)
