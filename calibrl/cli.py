@@ -134,6 +134,9 @@ def train(
     # packed (prompts run once a group), plain (once a response), or auto: packed where a check at
     # load finds it equal to the model's own forward pass (default: auto)
     rows:str=None,
+    # sample from a copy of the weights in 16 bits with the adapter merged: more memory, less time
+    # (default: on a GPU where the plan has room for it, and always in 8 bits)
+    sampling_copy:bool=None,
     save_every:int=None,     # steps between checkpoints (default: 10)
     sample_every:int=None,   # steps between samples to read (default: 10)
     # steps between measurements of what moves entropy, on samples of their own (default: none)

@@ -76,6 +76,15 @@ def check_read(cfg):
                              f" do are {', '.join(read_by)}")
 
 # %% ../nbs/02a_config.ipynb #267477a9
+def check_copy(cfg):
+    "Raise ValueError for a copy to sample from that would serve nobody."
+    if cfg.sampling_copy and cfg.rows == "plain":
+        raise ValueError("sampling_copy: a copy serves packed rows, and rows is plain: leave one"
+                         " of them out")
+    if cfg.sampling_copy and cfg.sampler != "policy":
+        raise ValueError(f"sampling_copy: the server of sampler {cfg.sampler} writes the"
+                         " responses, so a copy would serve nobody: leave one of them out")
+
 def check_config(cfg):
     "Raise ValueError for options with which a run means nothing."
     for field in fields(cfg):
@@ -97,6 +106,7 @@ def check_config(cfg):
     # options that go together
     check_read(cfg)
     check_dial(cfg)
+    check_copy(cfg)
     wording(cfg.instruction, cfg.system)
     check_pixels(cfg.min_pixels, cfg.max_pixels)
     address_of(cfg.sampler_url, "sampler_url")
@@ -178,6 +188,8 @@ class Config:
     gradient_checkpointing: bool | None = None
     # "packed": prompts once a group; "plain": once a response; "auto": packed where that is right
     rows: str = "auto"
+    # sample from a copy of the weights in 16 bits, the adapter merged; None: where memory allows
+    sampling_copy: bool | None = None
 
     # the update
     lr: float = 5e-4              # ours, for a small adapter [C: 1e-6 for all of 7B]

@@ -198,7 +198,8 @@ def planned(
         needs = plan(
             policy.base.config, "80GB", 4, prompts=cfg.prompts, responses=cfg.responses,
             prompt_tokens=shape.P, image_tokens=image_tokens(policy, bench.problems[0]),
-            max_new_tokens=cfg.max_new_tokens, micro_tokens=max(cfg.micro_tokens, 1))
+            max_new_tokens=cfg.max_new_tokens, micro_tokens=max(cfg.micro_tokens, 1),
+            sampling_copy=bool(policy.copy))
     parts = {"sampling": sampling_peak(needs["sampling"]), "update": needs["update"]}
     return {name: (needs["always"] + size)/2**30 for name, size in parts.items()}
 

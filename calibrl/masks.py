@@ -14,13 +14,23 @@ import torch.nn.functional as F
 from calibrl.engine import PER_TOKEN, WINDOWS, past
 
 # %% ../nbs/01g_masks.ipynb #06d4d78f
+def otherwise(kind:type,    # class of a model
+              config,       # of it
+             )->str:        # empty where nothing is otherwise
+    "Return why it is not so that in each layer a token sees all before it, and nothing more."
+    text = config.get_text_config()
+    others = sorted(set(getattr(text, "layer_types", None) or ()) - {"full_attention"})
+    if others:
+        return f"it has layers of {' and '.join(others)}"
+    for name in WINDOWS:
+        if getattr(text, name, None):
+            return f"its {name} is {getattr(text, name)}"
+    own = hasattr(kind, "create_masks_for_generate")
+    return "it makes masks of its own" if own else ""
+
 def is_plainly_causal(base)->bool:    # a model
     "Return whether in each layer a token sees all before it, and nothing more happens."
-    text = base.config.get_text_config()
-    kinds = set(getattr(text, "layer_types", None) or ())
-    narrow = any(getattr(text, name, None) for name in WINDOWS)
-    special = hasattr(type(base), "create_masks_for_generate")
-    return kinds <= {"full_attention"} and not narrow and not special
+    return not otherwise(type(base), base.config)
 
 # %% ../nbs/01g_masks.ipynb #6b209cb6
 RESPONSE_TYPE = {"paligemma": 1}    # the type of a response's tokens, where it is not 0

@@ -10,16 +10,19 @@ import os, re, time
 from dataclasses import dataclass
 from math import ceil
 from statistics import median
+from typing import NamedTuple
 
 import torch
 
-from .base import model_processor, recomputes, shape_config
+from .base import base_of, model_processor, recomputes, shape_config
 from .costs import sampling_bytes, sampling_peak, step_flops
+from .masks import otherwise
 from .pace import card_named, measured_cards
 from .paper import on_paper, weights
 from .policy import Policy
 from .prompts import NO_LIMITS, check_pixels, prompter
 from .rollout import rollout
+from .sampling_copy import copy_bytes, merged_modules
 from .traces import Group, tower_bytes, update_bytes
 from .train import Config, train_step
 
@@ -66,6 +69,8 @@ class Plan:
     mini_batches: int = 1          # updates a step: a micro-batch lies within one of them
     train_vision: bool = False     # the adapter reaches into the vision tower, too
     host: bool = False             # on a CPU: in 32 bits, and waiting images count
+    # a copy to sample from; None: where it fits, on a CPU none; in 8 bits there always is one
+    sampling_copy: bool | None = None
 
     @property
     def group(self)->Group:
@@ -113,6 +118,49 @@ def groups_at_once(plan:Plan, largest):      # `largest`: groups that fit
     P, R, T = plan.group
     return max(1, min(plan.prompts//plan.mini_batches, plan.micro_tokens//(P + R*T)))
 
+# %% ../nbs/04a_plan.ipynb #2dda7d4f
+class CopySize(NamedTuple):
+    "What a copy to sample from takes."
+    whole: float     # bytes, as long as the run lasts; 0 where no copy can serve
+    written: float   # bytes that come and go while one of its matrices is written
+    why: str         # why no copy can serve
+
+def copy_size(plan:Plan, paper)->CopySize:      # `paper`: the model, from `on_paper`
+    "Return what a copy to sample from takes, or why none can serve."
+    base = base_of(paper)
+    why = otherwise(type(base), plan.config)
+    if why:
+        return CopySize(0, 0, why)
+    largest = max(module.in_features*module.out_features for module in merged_modules(base.model))
+
+    # Unpacked; in 32 bits, where the adapter is added; and the adapter's product, scaled
+    written = largest*(plan.dtype.itemsize + 4 + 4 + 4)
+    return CopySize(copy_bytes(base.model, plan.dtype), written, "")
+
+# %% ../nbs/04a_plan.ipynb #bae167e0
+def needs_of(plan:Plan, always, sampled, update)->dict:      # `update`: of `update_of`
+    "Return the largest micro-batch beside what is always there, and the one of a plan."
+    counts = range(max(1, plan.prompts//plan.mini_batches), 0, -1)
+    largest = next((count for count in counts if always + update(count) <= plan.room), 0)
+    groups = groups_at_once(plan, largest)
+    P, R, T = plan.group
+    tokens = P + R*T
+    peak = always + max(sampled, update(groups))
+    return {"sampled": sampled, "always": always, "update": update(groups),
+            "one_group": update(1), "room": plan.room, "group_tokens": tokens, "groups": groups,
+            "largest": largest, "micro_tokens": largest*tokens, "peak": peak,
+            "fits": peak <= plan.room}
+
+def with_copy(plan:Plan, size:CopySize, always, sampled, update)->dict:
+    "Return what a plan needs, with a copy where one has to be, or may be and fits."
+    without = needs_of(plan, always, sampled, update) | {"copy": 0}
+    must = plan.sampling_copy or plan.bits == 8 and plan.sampling_copy is None
+    may = plan.sampling_copy is None and not plan.host
+    if not size.whole or not (must or may):
+        return without
+    copied = needs_of(plan, always + size.whole, max(sampled, size.written), update)
+    return copied | {"copy": size.whole} if must or copied["fits"] else without
+
 # %% ../nbs/04a_plan.ipynb #5a0c1e18
 def estimate(plan:Plan)->dict:
     "Return everything in the plan, in bytes, tokens and operations."
@@ -127,18 +175,14 @@ def estimate(plan:Plan)->dict:
     sampled = sampling_peak(sampling, plan.host)
     update = update_of(plan, fixed["largest"])
 
-    # The largest micro-batch beside it, and the one of this plan
-    counts = range(max(1, plan.prompts//plan.mini_batches), 0, -1)
-    largest = next((count for count in counts if always + update(count) <= plan.room), 0)
-    groups = groups_at_once(plan, largest)
-    P, R, T = plan.group
-    tokens = P + R*T
-    peak = always + max(sampled, update(groups))
-    return {"fixed": fixed, "sampling": sampling, "sampled": sampled, "always": always,
-            "update": update(groups), "one_group": update(1), "room": plan.room,
-            "group_tokens": tokens, "groups": groups, "largest": largest,
-            "micro_tokens": largest*tokens, "peak": peak, "fits": peak <= plan.room,
-            "work": flops_of(plan, paper, True), "repeated": flops_of(plan, paper, False)}
+    # The copy, where it fits
+    size = copy_size(plan, paper)
+    if plan.sampling_copy and not size.whole:
+        raise ValueError(f"sampling_copy: no copy can serve a {plan.config.model_type}:"
+                         f" {size.why}; leave it out")
+    return with_copy(plan, size, always, sampled, update) | {
+        "fixed": fixed, "sampling": sampling, "copy_size": size,
+        "work": flops_of(plan, paper, True), "repeated": flops_of(plan, paper, False)}
 
 # %% ../nbs/04a_plan.ipynb #5a0c1e1a
 def size_line(name, size)->str:      # bytes
@@ -168,7 +212,9 @@ def fixed_lines(plan:Plan, needs)->list:
                       fixed["packed"]),
             size_line("embeddings, norms, head", fixed["rest"]),
             size_line("vision tower and projector", fixed["vision"]),
-            size_line("adapter, its gradient, AdamW", trained)]
+            size_line("adapter, its gradient, AdamW", trained),
+            *([size_line("a copy to sample from, the adapter merged", needs["copy"])]
+              if needs["copy"] else [])]
 
 # %% ../nbs/04a_plan.ipynb #5a0c1e1c
 def sampling_lines(needs)->list:
@@ -219,6 +265,19 @@ def flops_line(needs)->str:
             f"repeated\n  for its responses {more/1e15:.2f} ({more/flops:.1f} x) and"
             f" {theirs['tokens']:,}")
 
+# %% ../nbs/04a_plan.ipynb #541aed80
+def copy_line(plan:Plan, needs)->str:
+    "Return the line that says what responses are sampled from, and why."
+    size = needs["copy_size"]
+    if needs["copy"]:
+        why = "as asked for" if plan.sampling_copy else "it fits"
+        why = "in 8 bits it always is" if plan.bits == 8 else why
+        return f"  sampling from a copy of the weights: {why}"
+    if size.why:
+        return f"  sampling from the model itself: {size.why}"
+    why = "was not asked for" if plan.host or plan.sampling_copy is False else "does not fit"
+    return f"  sampling from the model itself: a copy of {size.whole/2**30:.2f} GiB {why}"
+
 # %% ../nbs/04a_plan.ipynb #6d80d025
 def plan_lines(plan:Plan, needs)->list:      # `needs`: of `estimate`
     "Return the plan as lines of text."
@@ -226,7 +285,7 @@ def plan_lines(plan:Plan, needs)->list:      # `needs`: of `estimate`
     return [*title_lines(plan, needs), "",
             *fixed_lines(plan, needs), *sampling_lines(needs), *update_lines(plan, needs), "",
             size_line("at most", needs["peak"]), size_line(margin, needs["room"]),
-            verdict_line(needs), "",
+            verdict_line(needs), copy_line(plan, needs), "",
             flops_line(needs)]
 
 # %% ../nbs/04a_plan.ipynb #5a0c1e21
@@ -269,6 +328,11 @@ def in_rows(rows, prompts, responses)->tuple:    # "auto", "packed" or "plain", 
         raise ValueError(f"rows must be auto, packed or plain, not {rows!r}")
     return (prompts*responses, 1) if rows == "plain" else (prompts, responses)
 
+def copy_asked(asked, rows, bits, sampler="policy"):      # of a run
+    "Return whether to sample from a copy as somebody asks; False where it would serve nobody."
+    served = sampler != "policy" and bits != 8
+    return False if rows == "plain" or served else asked
+
 # %% ../nbs/04a_plan.ipynb #93542f22
 def words_share(model, config, room, instruction, system)->int:      # `room`: tokens of text
     "Return the tokens of an instruction and a system message; 0 where neither is named."
@@ -309,6 +373,8 @@ def plan(  # noqa: PLR0913
          gradient_checkpointing:bool=None,
          # plain: each response has a prompt of its own; packed (and auto): each group
          rows:str="auto",
+         # sample from a copy of the weights, the adapter merged (default: where it fits)
+         sampling_copy:bool=None,
         )->dict:                  # the numbers, as `estimate` makes them
     """What a QLoRA step needs: memory by part, tokens, operations, and the largest micro-batch \
 that fits."""
@@ -322,13 +388,14 @@ that fits."""
     word_tokens = words_share(model, config, prompt_tokens - image_tokens, instruction, system)
     gpu_bytes(gpu)      # refuses what is no memory, before anything is traced
 
+    sampling_copy = copy_asked(sampling_copy, rows, bits)
     prompts, responses = in_rows(rows, prompts, responses)
 
     # As in training: one function settles recomputation for both
     asked = Plan(config=config, gpu=gpu, bits=None if bits == 16 else bits, lora_rank=lora_rank,
                  prompts=prompts, responses=responses, prompt_tokens=prompt_tokens,
                  max_new_tokens=max_new_tokens, image_tokens=image_tokens,
-                 micro_tokens=micro_tokens, word_tokens=word_tokens,
+                 micro_tokens=micro_tokens, word_tokens=word_tokens, sampling_copy=sampling_copy,
                  gradient_checkpointing=recomputes(gradient_checkpointing, "cuda"))
     needs = estimate(asked)
     print("\n".join(plan_lines(asked, needs)))

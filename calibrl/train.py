@@ -24,6 +24,7 @@ from .pieces import loss_share, micro_batches
 from .rates import rate_share, set_rate
 from .records import diagnosis, is_finite, propagate_nan, samples_to_read
 from .rollout import Policy, Rollouts, recompute_activations, rollout
+from .sampling_copy import settle_copy
 from .served import sampler_metrics, serving, weighted
 from .signs import (
     at_first, check_agreement, lost_verdicts, skipped_step, summarize)
@@ -195,6 +196,8 @@ def prepare(policy:Policy, problems:list, cfg:Config):
         raise ValueError(f"{world} processes are too many: a mini-batch has {groups} problems")
     if cfg.gradient_checkpointing is not None:
         recompute_activations(policy.model, cfg.gradient_checkpointing)
+    if cfg.sampling_copy is not None:
+        settle_copy(policy, cfg.sampling_copy)
     policy.set_prompts(cfg.instruction, cfg.system, cfg.min_pixels, cfg.max_pixels)
     start_judge(problems)
 

@@ -145,7 +145,8 @@ def test_a_run_says_what_it_samples_from_and_goes_on_with_it(tmp_path, capsys):
     said = ["sampling from a copy with the adapter merged: as asked for"]
     assert ran("asked", "--steps", "1", "--sampling-copy")[:2] == (0, said)
     assert run_notes(tmp_path/"asked")["sampling_copy"] is True
-    assert ran("asked", "--steps", "2")[:2] == (0, said)
+    again = ["sampling from a copy with the adapter merged: as this run began"]
+    assert ran("asked", "--steps", "2")[:2] == (0, again)
     code, _, error = ran("asked", "--steps", "2", "--no-sampling-copy")
     assert code == 2 and "sampling_copy was True and is False now" in error
 

@@ -14,9 +14,10 @@ import torch
 from calibrl.base import model_config
 from calibrl.draws import AT_ONCE, drawer, luck_of
 from calibrl.plan import (
-    Group, Meter, gpu_bytes, on_paper, paired_steps, peaks, plan, sampling_bytes, sampling_peak,
-    step_flops, traced, update_bytes, weights)
+    Group, Meter, Plan, copy_size, gpu_bytes, on_paper, paired_steps, peaks, plan, sampling_bytes,
+    sampling_peak, step_flops, traced, update_bytes, weights)
 from calibrl.policy import Policy, next_token
+from calibrl.sampling_copy import SamplingCopy, copy_bytes
 from calibrl.speed import bench_model, bench_problem, bench_processor
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -210,6 +211,47 @@ def test_sampling_real_and_said(small):
         assert sampling_peak(said, host=True) == pytest.approx(meter.peak, rel=.15)
         peak.append(meter.peak)
     assert peak[2] < .8*peak[1] < .8**2*peak[0]
+
+
+def test_a_copy_to_sample_from_is_counted_and_made_where_it_fits(small, capsys):
+    "On a card that just holds it, and on one that just does not; in 8 bits on both."
+    folder = str(small(512, 4))
+    sizes = dict(prompts=4, responses=4, prompt_tokens=200, max_new_tokens=50, micro_tokens=400)
+    bare = plan(folder, "8GB", sampling_copy=False, **sizes)
+    size = 2*bare["fixed"]["quantised"]
+    capsys.readouterr()
+
+    def at(room, **asked):
+        needs = plan(folder, f"{(room + 2**20)/.9/2**30:.6f}GB", **sizes | asked)
+        return needs, capsys.readouterr().out
+
+    needs, said = at(bare["peak"] + size)
+    assert needs["fits"] and needs["copy"] == size == needs["peak"] - bare["peak"] > 2**22
+    row = next(row for row in said.splitlines() if "a copy to sample from" in row)
+    assert float(row.split()[-1]) == pytest.approx(size/2**30, abs=.01)
+    assert "sampling from a copy of the weights: it fits" in said
+
+    # A little less, and there is none; who asks for it is told that it does not fit
+    less = bare["peak"] + size - 2**22
+    needs, said = at(less)
+    assert needs["fits"] and needs["copy"] == 0 and needs["peak"] == bare["peak"]
+    assert f"the model itself: a copy of {size/2**30:.2f} GiB does not fit" in said
+    for asked in (dict(sampling_copy=True), dict(bits=8)):
+        assert at(less - 2**22, **asked)[0]["copy"] == size
+    assert not at(less, sampling_copy=True)[0]["fits"]
+
+
+def test_writing_a_copy_takes_what_is_said(checkpoint):
+    "Its size, and what comes and goes while it is written, beside a real one."
+    policy = Policy.from_pretrained(checkpoint("qwen2_5_vl"), bits=4, lora_rank=4)
+    copied = SamplingCopy(policy.core, torch.float32)
+    with Meter([*blocks(policy), *copied.core.parameters()]) as meter:
+        copied.fresh()
+    config = model_config(checkpoint("qwen2_5_vl"))
+    asked = Plan(config, "1GB", 4, 4, 4, 4, 100, 32, 30, 400, True, host=True)
+    said = copy_size(asked, on_paper(config, 4))
+    assert said.whole == copy_bytes(policy.core, torch.float32)
+    assert said.written == pytest.approx(meter.peak, rel=.05)
 
 
 def test_work_counts_tokens_and_what_sharing_saves():

@@ -18,12 +18,13 @@ from calibrl.config import Config
 from calibrl.engine import encode
 from calibrl.pace import card_named, measured_cards, pace_lines, pace_of
 from calibrl.parallel import processes
-from calibrl.plan import (MARGIN, Plan, estimate, gpu_bytes, image_share, in_rows,
+from calibrl.plan import (MARGIN, Plan, copy_asked, estimate, gpu_bytes, image_share, in_rows,
                           plan_lines, words_share)
 from calibrl.prompts import one_line, prompter
 from calibrl.runs.folder import RunSpec
 from calibrl.runs.options import is_embedded, run_options
 from calibrl.runs.sources import drawn_problems, model_path, problems_of_file, prompt_options
+from calibrl.sampling_copy import Choice
 
 # %% ../../nbs/runs/fit.ipynb #80966d3b
 class Lengths(NamedTuple):
@@ -101,7 +102,8 @@ def plan_of(cfg:Config, spec:RunSpec,
                 gradient_checkpointing=recomputes(cfg.gradient_checkpointing, device),
                 sample_prompts=cfg.sample_prompts*prompts//share,
                 mini_batches=min(cfg.mini_batches, prompts),
-                train_vision=cfg.train_vision, host=host)
+                train_vision=cfg.train_vision, host=host,
+                sampling_copy=copy_asked(cfg.sampling_copy, cfg.rows, spec.bits, cfg.sampler))
 
 # %% ../../nbs/runs/fit.ipynb #63e51d38
 def smaller_parts(plan:Plan, needs:dict,      # `needs`: of `estimate`
@@ -149,6 +151,9 @@ def give_lines(plan:Plan,
     if not plan.gradient_checkpointing and estimate(
             replace(tight, gradient_checkpointing=True))["fits"]:
         found.append("--gradient-checkpointing")
+    if plan.sampling_copy and plan.bits != 8 and estimate(
+            replace(tight, sampling_copy=False))["fits"]:
+        found.append("--no-sampling-copy")
     if needs["always"] < needs["room"]:
         for name, step in SIZES.items():
             size = shrunk(tight, needs, name, step)
@@ -276,11 +281,21 @@ def refusal(needs:dict,          # of `estimate`
             f" {needs['room']/2**30:.2f} for it (a tenth is left free): {remedy},"
             " --no-memory-check tries it as it is")
 
-def check_fit(cfg:Config, spec:RunSpec, model, problems:list, device=None):
-    "Raise ValueError in one line where a run does not fit into its device's memory."
+# %% ../../nbs/runs/fit.ipynb #6d98d9d3
+def advised_copy(plan:Plan, needs:dict)->Choice|None:      # `needs`: of `estimate`
+    "Return what a plan says of a copy to sample from; None on a CPU, or where none can serve."
+    size = needs["copy_size"].whole
+    if plan.host or not size:
+        return None
+    words = f"{size/2**30:.2f} GiB, for which the plan has"
+    return Choice(bool(needs["copy"]), f"{words} room" if needs["copy"] else
+                  f"a copy takes {words} no room")
+
+def check_fit(cfg:Config, spec:RunSpec, model, problems:list, device=None)->Choice|None:
+    "Return what a plan says of a copy, or raise ValueError where a run does not fit its device."
     device = checked_device(device)
     if is_embedded(spec.model):
-        return
+        return None
     try:
         shape = shape_config(model)
         asked = prompter(model_processor(model, shape), **prompt_options(cfg))
@@ -291,6 +306,7 @@ def check_fit(cfg:Config, spec:RunSpec, model, problems:list, device=None):
         raise
     except Exception as error:      # of any kind: a model may be one that no plan knows
         print(f"calibrl: memory was not checked beforehand ({one_line(error)})", file=sys.stderr)
-        return
+        return None
     if not needs["fits"]:
         raise ValueError(refusal(needs, fitted(cfg, spec, plan), device))
+    return advised_copy(plan, needs)

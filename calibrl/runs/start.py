@@ -115,11 +115,15 @@ def load_policy(cfg:Config, spec:RunSpec, model, device=None)->Policy:
     policy.set_prompts(**prompt_options(cfg))
     return policy
 
-def decide_copy(run:Run, policy:Policy)->Choice:
+def decide_copy(run:Run, policy:Policy,
+                planned=None,     # what a plan says, a `Choice`
+               )->Choice:
     "Decide for all processes alike whether a run samples from a copy, or raise ValueError."
     served = run.cfg.sampler != "policy" or run.spec.engine is not None
-    advice = Choice(False, "another program writes the responses") if served else None
+    advice = Choice(False, "another program writes the responses") if served else planned
     found = settle_copy(policy, run.cfg.sampling_copy, advice)
+    if run.state != "new" and run.cfg.sampling_copy is not None:
+        found = found._replace(why="as this run began")
     together = all(all_gather(found.copied))
     if found.copied and not together:
         found = settle_copy(policy, False)._replace(why="another process has no room for a copy")
@@ -215,10 +219,11 @@ def train_run(run:Run, device, tracker,
     problems = run.problems(model)
     held = validation_problems(run.spec, problems, model, **prompt_options(run.cfg))
     judge = own_judge(run.spec.reward, problems)
+    planned = None
     if memory_check and run.spec.engine is None:      # only our engine is planned
-        check_fit(run.cfg, run.spec, model, problems, device)
+        planned = check_fit(run.cfg, run.spec, model, problems, device)
     policy = run.policy(model, device)
-    chosen = decide_copy(run, policy)
+    chosen = decide_copy(run, policy, planned)
     drop_experts(policy, problems, run.spec.on_bad)
 
     # the others wait until the first has compared what it is made from
@@ -230,6 +235,7 @@ def train_run(run:Run, device, tracker,
     all_gather(None)
     train_or_say(run, policy, problems, tracker, held, judge)
 
+# %% ../../nbs/runs/start.ipynb #f20531d1
 def start(out, cfg:Config, spec:RunSpec,
           tracker=None,     # a name in `calibrl.runs.logs.TRACKERS`
           memory_check=True,     # refuse what cannot fit, before a weight is loaded
