@@ -170,6 +170,15 @@ def keep_gradients(model):
         if hasattr(module, "support_avx512bf16_for_cpu"):
             module.support_avx512bf16_for_cpu = False    # the other form has no gradient
 
+# %% ../nbs/01c_base.ipynb #ccf85354
+def check_parts(model):    # a transformers model
+    "Raise ValueError for a model that is put together in another way than those that run here."
+    head = getattr(model, "get_output_embeddings", lambda: None)()
+    if not hasattr(model, "model") or not hasattr(model, "get_decoder") or head is None:
+        raise ValueError(f"{model.config.model_type} models cannot be run: this one has no part"
+                         " named 'model' under a head, as all have that run here; take another"
+                         " family")
+
 # %% ../nbs/01c_base.ipynb #a2fbda51
 def load_base(name_or_path,       # local folder or hub id
               bits=None,          # None, 8 or 4 (NF4, double quantisation)
@@ -187,6 +196,7 @@ def load_base(name_or_path,       # local folder or hub id
     model = checked_weights(name_or_path, config, dtype=dtype, device_map={"": device},
                             quantization_config=quant)
     keep_gradients(model)
+    check_parts(model)
     return model.requires_grad_(False).eval(), processor
 
 # %% ../nbs/01c_base.ipynb #5c613e62

@@ -54,12 +54,25 @@ TEXTS = {
 }
 
 
+# Families that are not packed or not run at all, for the table
+OTHERS = {
+    "jamba": dict(num_experts=1, attn_layer_period=2, attn_layer_offset=1, mamba_d_state=16,
+                  use_mamba_kernels=False),
+    "opt": {},
+    "gpt2": {},
+    "gpt_neox": {},
+    "bloom": {},
+    "mamba": {},
+}
+
+
 def text_model(name, folder):
     "Save a tiny model that reads text only."
     import transformers as hf
     tok = tokenizer("", [])
     family = name.split()[0]
-    config = hf.AutoConfig.for_model(family, **TEXT | dict(vocab_size=len(tok)) | TEXTS[name])
+    config = hf.AutoConfig.for_model(family, **TEXT | dict(vocab_size=len(tok))
+                                      | (TEXTS | OTHERS)[name])
     return save(hf.AutoModelForCausalLM.from_config(config), tok, folder)
 
 
@@ -307,10 +320,10 @@ OLD = ("internvl", "qwen2_vl", "qwen2_5_vl", "qwen3_vl")    # which `tiny_models
 
 
 def family(name, folder):
-    "Save a tiny model of a family, by its name in `TEXTS`, `VISION` or `OLD`."
+    "Save a tiny model of a family, by its name in `TEXTS`, `OTHERS`, `VISION` or `OLD`."
     import transformers as hf
     torch.manual_seed(0)
-    if name in TEXTS:
+    if name in TEXTS or name in OTHERS:
         return text_model(name, folder)
     if name in VISION:
         return save(*VISION[name](hf), folder)
