@@ -33,7 +33,7 @@ test: $(VENV)/.dev ## every check: lint, notebooks against modules, notebook tes
 	$(BIN)/coverage combine --quiet
 	$(BIN)/coverage report --skip-covered --fail-under=90
 
-test-families: $(VENV)/.dev ## a table over all tiny families; some: make test-families ARGS="llama gemma3"
+test-families: $(VENV)/.dev ## a table over all tiny families, kept for the page on models; some: make test-families ARGS="llama gemma3"
 	$(CHECK) $(BIN)/python tests/family_table.py $(ARGS)
 
 test-trl: $(VENV)/.dev ## the trainer for TRL against our engine, and its notebook (Python 3.11 or newer)

@@ -179,6 +179,19 @@ def check_parts(model):    # a transformers model
                          " named 'model' under a head, as all have that run here; take another"
                          " family")
 
+# %% ../nbs/01c_base.ipynb #7dd2c830
+CHANCE = re.compile("drop|jitter")    # in the names of what a module does at random in training
+
+def leave_nothing_to_chance(model):
+    "Let a model in training mode say what it says in evaluation: no dropout, no noise in routers."
+    for module in model.modules():
+        if isinstance(module, torch.nn.modules.dropout._DropoutNd):
+            module.p = 0.
+        chances = [name for name, value in vars(module).items()
+                   if isinstance(value, float) and CHANCE.search(name)]
+        for name in chances:
+            setattr(module, name, 0.)
+
 # %% ../nbs/01c_base.ipynb #a2fbda51
 def load_base(name_or_path,       # local folder or hub id
               bits=None,          # None, 8 or 4 (NF4, double quantisation)
@@ -197,6 +210,7 @@ def load_base(name_or_path,       # local folder or hub id
                             quantization_config=quant)
     keep_gradients(model)
     check_parts(model)
+    leave_nothing_to_chance(model)
     return model.requires_grad_(False).eval(), processor
 
 # %% ../nbs/01c_base.ipynb #5c613e62
@@ -290,6 +304,7 @@ def load_adapter(model, folder):    # frozen base, Path
     if strange:
         raise ValueError(f"{misfit} ({len(strange)} matrices are not in both, "
                          f"such as {min(strange)})")
+    leave_nothing_to_chance(peft_model)
     return peft_model
 
 # %% ../nbs/01c_base.ipynb #bb24cbed

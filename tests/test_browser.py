@@ -105,6 +105,23 @@ SETTLED = """document.fonts.ready.then(() => new Promise(
 BARE = """[...document.querySelectorAll('.math')].filter(e => !e.querySelector('.katex')).length"""
 
 
+FRAME = ("#quarto-header", "#quarto-sidebar", "#quarto-margin-sidebar", ".page-navigation")
+CUT = """[...document.querySelectorAll('pre, table, img, svg, .katex-html')].filter(
+  e => e.closest('main') && (e.getBoundingClientRect().right > innerWidth + 1
+       || e.matches('pre, table') && e.scrollWidth > e.clientWidth + 1)).length"""
+
+
+@pytest.mark.parametrize("name", ["tutorials/alpha", "loss", "pages/results"])
+def test_on_paper_is_the_text_alone_and_nothing_is_cut(browser, site, name):
+    page = open_page(browser, f"file://{SITE/name}.html")
+    assert all(page.locator(part).is_visible() for part in FRAME)
+    page.set_viewport_size({"width": 680, "height": 980})    # A4 without its margins
+    page.emulate_media(media="print")
+    page.evaluate(SETTLED)
+    assert not any(page.locator(part).is_visible() for part in FRAME)
+    assert page.evaluate(CUT) == 0
+
+
 @pytest.mark.parametrize("size", SIZES)
 def test_each_page_is_whole(browser, site, size):
     page = open_page(browser, "about:blank", size)

@@ -4,6 +4,7 @@ import ast
 import json
 import re
 from pathlib import Path
+from urllib.parse import unquote
 
 import pytest
 
@@ -103,6 +104,32 @@ def test_what_the_site_hides_is_folded_in_jupyterlab(path):
     for cell in json.loads(path.read_text(encoding="utf-8"))["cells"]:
         if re.search(r"^#\s*\|\s*hide(_input)?$", "".join(cell["source"]), flags=re.M):
             assert cell["metadata"] == {"jupyter": {"source_hidden": True}}, cell["source"]
+
+
+BOOK = ROOT/"nbs"
+LINK = re.compile(r'\]\(([^)\s]+)\)|(?:href|src)="([^"]+)"')
+
+
+def links_of(path):
+    "The relative links of a page's text, without the place on the page."
+    text = text_of(path) if path.suffix == ".ipynb" else path.read_text(encoding="utf-8")
+    text = re.sub(r"```.*?```", "", text, flags=re.S)
+    for link in LINK.findall(text):
+        to = unquote("".join(link).partition("#")[0])
+        if to and not re.match(r"\w+:", to):
+            yield to
+
+
+def test_each_relative_link_leads_to_a_file_that_jupyterlab_sees():
+    "It reads links from a page's folder, and sees nothing above nbs, where `make book` starts."
+    pages = [path for kind in ("ipynb", "md") for path in BOOK.rglob(f"*.{kind}")
+             if not re.search(r"/[._]", path.relative_to(ROOT).as_posix())]
+    links = [(page, to) for page in pages for to in links_of(page)]
+    assert len(links) > 300
+    nowhere = [(page.name, to) for page, to in links
+               if not (page.parent/to).resolve().is_relative_to(BOOK)
+               or not (page.parent/to).is_file()]
+    assert nowhere == []
 
 
 def first_use(word, cells):

@@ -330,3 +330,27 @@ def test_what_is_replaced_in_another_projects_script_must_be_there(tmp_path):
     assert script.read_text() == "let a = 2;"
     with pytest.raises(SystemExit, match="0 places"):
         build_docs.replace_once(script, ("nowhere", "x"))
+
+
+@pytest.mark.parametrize("html, want", [
+    ('by <span class="math inline">A</span>, so',
+     'by <span class="text-nowrap"><span class="math inline">A</span>,</span> so'),
+    ("<td>calibrl:gap=mean</td>", "<td>calibrl:<wbr>gap=<wbr>mean</td>"),
+    ("<td>0.1, 0.2</td>", "<td>0.1, 0.2</td>"),
+])
+def test_what_may_break_on_a_phone(html, want):
+    assert build_docs.narrow(html) == want
+
+
+@pytest.mark.parametrize("said, wraps", [
+    ("right 3% of the time\n", True),
+    ("GRPO     65%\nCalibRL  68%\n", False),
+    ("  1\n 12\n", False)])
+def test_an_output_of_sentences_is_wrapped_and_columns_are_not(said, wraps):
+    html = f'<div class="cell-output cell-output-stdout">\n<pre><code>{said}</code></pre>'
+    assert ('<pre class="sentences">' in build_docs.narrow(html)) == wraps
+
+
+def test_a_docstring_keeps_its_session_and_loses_its_asterisks():
+    said = build_docs.in_words("*Return a * b.*\n\nMore.\n\n>>> f(2)\n4")
+    assert said == "Return a * b.\n\nMore.\n\n```python\n>>> f(2)\n4\n```\n\n"

@@ -207,7 +207,7 @@ def api_entry(name, shown, page):
     signature = re.sub(r"(\w+):VAR_POSITIONAL", r"*\1", signature)
     signature = re.sub(r"\[`([\w.]+)`\]\([^)]*\)", r"`\1`", signature)   # no link inside code
     signature = re.sub(r"(?<=[:>[])(?:\w+\.)+(?=\w)", "", signature)     # a type without its module
-    return (f"### `{name}`\n\n```python\n{signature.strip()}\n```\n\n{about.strip().strip('*')} "
+    return (f"### `{name}`\n\n```python\n{signature.strip()}\n```\n\n{in_words(about)} "
             f"[In its chapter]({page}.html#{name.lower()}).\n")
 
 
@@ -215,6 +215,14 @@ def room_of(page):
     "The room whose names a page shows; a chapter that makes no room of its own is its wing's."
     made = (ROOT/"calibrl"/f"{page}.py").exists()
     return (page if made or "/" not in page else page.rpartition("/")[0]).replace("/", ".")
+
+
+def in_words(about):
+    "A docstring as nbdev hands it on, without its asterisks; a session in Python becomes code."
+    about = re.sub(r"\A\*(.*?)\*(?=\n\n|\Z)", r"\1", about.strip(), flags=re.S)
+    parts = re.split(r"\n\s*\n", about)
+    return "\n\n".join(f"```python\n{part}\n```\n\n" if part.startswith(">>> ") else part
+                       for part in parts)
 
 
 def arrange(cache):
@@ -340,6 +348,30 @@ def mend_search(site):
     (site/"search.json").unlink()
 
 
+def stands_in_columns(text):
+    "Whether lines of an output stand under one another, so that they must not be wrapped."
+    return bool(re.search(r"^ {2}|\S {2,}\S", text, flags=re.M))
+
+
+OUTPUT = re.compile(r'(<div class="cell-output cell-output-stdout">\s*<pre)(><code>)(.*?</code>)',
+                    re.S)
+
+
+def wrapped(match):
+    "An output whose lines are sentences: it says so, and the style sheet wraps it."
+    kind = "" if stands_in_columns(match[3]) else ' class="sentences"'
+    return match[1] + kind + match[2] + match[3]
+
+
+def narrow(text):
+    "A page as it is also read on a phone: sentences wrap, and words break where they may."
+    text = OUTPUT.sub(wrapped, text)
+    text = re.sub(r'(<span class="math inline">[^<]{,24}</span>[.,;:)]+)',
+                  r'<span class="text-nowrap">\1</span>', text)    # no line begins with a comma
+    settings = re.compile(r"(?<=<td>)\w+:[\w=.,:]+(?=</td>)")    # of a method, behind its name
+    return settings.sub(lambda found: re.sub(r"([:,=])", r"\1<wbr>", found[0]), text)
+
+
 def mend(site):
     "Make the built pages whole without a network."
     libs = site/"site_libs"
@@ -353,6 +385,7 @@ def mend(site):
         edit(page,
              (r"https://cdn\.jsdelivr\.net/npm/katex@[\d.]+/dist", up + "site_libs/katex"),
              (r'href="/(?!/)', f'href="{up}'))
+        page.write_text(narrow(page.read_text(encoding="utf-8")), encoding="utf-8")
     link_methods(site)
 
 
