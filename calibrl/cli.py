@@ -111,6 +111,9 @@ def train(
     mu_steps:int=None,       # in so many steps; 0: all of the run (default: as the method)
     cov_share:float=None,    # of tokens that are held, in kl_cov (default: as the method)
     cov_weight:float=None,   # of the penalty that holds them (default: as the method)
+    # in relift, questions that nobody solved which an update on their experts waits for, as a share
+    # of a step's (default: as the method)
+    hard_share:float=None,
     prune:float=None,        # share of each group left out, in cppo (default: as the method)
     tries:int=None,          # draws of a step until groups differ, in dapo (default: as the method)
     overlong:float=None,     # share of the length that is penalised (default: as the method)

@@ -26,13 +26,14 @@ RANGES = {                   # the least and the most of a number, both allowed
     "image_tokens": (0, 10**6), "clip_low": (0, 1), "temperature": (0.05, 10),
     "sampler_cap": (1, 1000), "sampler_timeout": (1, 10**6),
     "warmup": (0, 10**7), "mu": (0, 1), "mu_end": (0, 1), "mu_steps": (0, 10**7),
-    "cov_share": (0, 1), "law_every": (0, 10**7), "target_entropy": (0, 20)}
+    "cov_share": (0, 1), "hard_share": (0, 100), "law_every": (0, 10**7), "target_entropy": (0, 20)}
 ABOVE = {"dual_clip": 1, "max_grad_norm": 0, "target_entropy": 0}     # must be above
 BELOW = {"prune": 1, "overlong": 1}                  # numbers that must be below
 EVERYWHERE = ("max_new_tokens",)      # a loss may take it, and sampling always does
 USUAL = dict(                # what an option is that a method does not define
     reduce="token-mean", clip_low=0.2, clip_high=0.2, dual_clip=3.0, prune=0.0, tries=1,
-    overlong=0.0, mu=0.0, mu_end=0.0, mu_steps=0, cov_share=0.0, cov_weight=1.0)
+    overlong=0.0, mu=0.0, mu_end=0.0, mu_steps=0, cov_share=0.0, cov_weight=1.0,
+    hard_share=0.0)
 
 def has_kind(value, *kinds)->bool:
     "Return whether a value is of some kinds; a truth value is no number."
@@ -146,6 +147,9 @@ class Config:
     mu_steps: int | None = None   # in so many steps; 0: all of the run [CHORD-mu: 200]
     cov_share: float | None = None     # of tokens that are held [KL-Cov in verl: 0.0002]
     cov_weight: float | None = None    # of the penalty that holds them [KL-Cov in verl: 1]
+    # questions that nobody solved which an update on their experts waits for, as a share of a
+    # step's; 0: there is none [ReLIFT: 64 of 128]
+    hard_share: float | None = None
 
     # entropy: a bonus, and a dial that holds it
 

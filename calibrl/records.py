@@ -48,7 +48,14 @@ def samples_to_read(ro:Rollouts,
     if step % cfg.sample_every == 0 or step in (1, cfg.steps):
         rows = range(0, min(4, len(ro.problems))*ro.n, ro.n)
         found["samples"] = [response_record(ro, i, picture=True) for i in rows]
+    if cfg.method == "relift":
+        found["unsolved"] = unsolved(ro)
     return found
+
+def unsolved(ro:Rollouts)->list:     # of whole groups
+    "Return which questions of a step nobody solved, of those that have an expert."
+    right = ro.correct.view(-1, ro.n).any(1).tolist()
+    return [g for g, problem in enumerate(ro.problems) if problem.expert and not right[g]]
 
 # %% ../nbs/02d_records.ipynb #7c1e0b22
 def propagate_nan(objective):

@@ -6,6 +6,7 @@
 __all__ = ['train_step', 'batches', 'make_optimizer', 'train']
 
 # %% ../nbs/02_train.ipynb #64c889d6
+import math
 import random, time
 from collections import Counter
 from contextlib import contextmanager
@@ -154,6 +155,28 @@ def one_step(policy:Policy, optimizer, stream, cfg:Config, step:int, judge=verif
     row = {"step": step, **metrics, "seconds": time.perf_counter() - start}
     return row | samples_to_read(ro, cfg, step, bool(metrics["skipped_updates"]))
 
+# %% ../nbs/02_train.ipynb #1e18cfae
+def waiting(problems:list, cfg:Config, rows:list)->list:     # rows: what the steps yielded so far
+    "Return the questions that nobody solved, less those that were fine-tuned on, oldest first."
+    asked = zip(batches(problems, cfg.prompts, cfg.seed), rows, strict=False)
+    hardest = [batch[g] for batch, row in asked for g in row.get("unsolved", ())]
+    return hardest[sum(row.get("fine_tuned", 0) for row in rows):]
+
+def fine_tuned(policy:Policy, optimizer, problems:list, cfg:Config, rows:list, judge=verify)->dict:
+    "After a step of ReLIFT: update on experts of unsolved questions if enough wait; else {}."
+    size = math.ceil(cfg.resolved().hard_share*cfg.prompts)
+    hardest = waiting(problems, cfg, rows)[:size] if size else []
+    if not hardest or len(hardest) < size:
+        return {}
+
+    # the usual way of a step, with the experts alone
+    sft = replace(cfg, method="sft", hard_share=None, neg_weight=1., entropy_bonus=0.,
+                  target_entropy=None, dial="bonus", dial_rate=None, responses=1, mini_batches=1)
+    ro = sample_step(policy, hardest, sft, len(rows), 1, judge)
+    metrics = train_step(policy, optimizer, ro, sft)
+    trained = rows[-1].get("tokens_trained", 0) + metrics["tokens_trained"]
+    return {"fine_tuned": size, "fine_tune_loss": metrics["loss"], "tokens_trained": trained}
+
 # %% ../nbs/02_train.ipynb #207570a2
 def make_optimizer(policy:Policy, cfg:Config)->torch.optim.Optimizer:
     "Return AdamW over the adapter."
@@ -175,6 +198,7 @@ def train(policy:Policy,      # its adapter is trained in place
         for step in range(len(done) + 1, cfg.steps + 1):
             set_rate(optimizer, rate_share(cfg, step))
             row = one_step(policy, optimizer, stream, turned(at_step(cfg, step), rows), step, judge)
+            row |= fine_tuned(policy, optimizer, problems, cfg, [*rows, row], judge)
             yield row
 
             # broken numbers that stay end a run

@@ -13,13 +13,13 @@ from calibrl.geometry import problems
 from calibrl.loss import OBJECTIVES, group_advantages
 from calibrl.loss.rivals import EXPERT_TOKENS, OFF, hybrid_loss
 from calibrl.rollout import Policy, expert_rows, rollout, stack, with_experts
-from calibrl.tasks import Problem
+from calibrl.tasks import Problem, Score
 from calibrl.methods import at_step
 from calibrl.train import ROWS, Config, overlong_penalty, refill, train, train_step
 
 REQUIRED = {"chord", "chord_phi", "hpt", "srft", "cispo", "kl_cov", "maxrl", "grpo", "dr_grpo",
             "dapo", "gspo", "cppo", "luffy", "rl_plus", "calibrl", "sft", "grpo_sft",
-            "luffy_calibrl", "calibrl_dr_grpo", "calibrl_gspo", "calibrl_cppo"}
+            "luffy_calibrl", "calibrl_dr_grpo", "calibrl_gspo", "calibrl_cppo", "relift"}
 B, n, LIMIT = 4, 4, 48
 right = torch.tensor([[1, 0, 0, 0], [1, 1, 0, 0], [0, 0, 0, 0], [1, 1, 1, 0]]).bool()
 
@@ -422,6 +422,42 @@ def test_cppo_draws_what_it_will_drop(ro):
     assert kept.responses[:2] == [ro.responses[0], ro.responses[3]]
 
 
+def test_relift_updates_on_experts_of_what_nobody_solved(tiny):
+    "After a step in which nobody solves a thing comes one more: minus the experts' mean log-prob."
+    from calibrl import train as rooms
+    policy = Policy.from_pretrained(tiny)
+    asked = problems(4, seed=5)
+    asked[1] = replace(asked[1], expert=None)
+    cfg = Config(method="relift", prompts=4, responses=2, mini_batches=1, steps=1,
+                 max_grad_norm=1e9)
+    def nobody(texts, problems):
+        return [Score(False, False) for _ in problems]
+
+    # nothing to reinforce, so the first update leaves the weights as they were
+    before = [w.detach().clone() for w in policy.trainable]
+    sgd = torch.optim.SGD(policy.trainable, lr=1.)
+    row, = train(policy, asked, cfg, sgd, judge=nobody)
+    order = next(rooms.batches(asked, 4, cfg.seed))
+    hard = [p for p in order if p.expert][:2]
+    assert row["unsolved"] == [g for g, p in enumerate(order) if p.expert]
+    assert row["fine_tuned"] == 2 and row["tokens_trained"] > row["tokens"]
+    moved = [(b - w.detach()).flatten() for b, w in zip(before, policy.trainable, strict=True)]
+
+    # by hand, on a policy of its own
+    fresh = Policy.from_pretrained(tiny)
+    tokens = [[fresh.tokens(p.expert)] for p in hard]
+    found = fresh.logps(hard, tokens)
+    (-found.logp[found.mask].mean()).backward()
+    want = [w.grad.flatten() for w in fresh.trainable]
+    torch.testing.assert_close(torch.cat(moved), torch.cat(want), atol=2e-6, rtol=1e-3)
+    assert row["fine_tune_loss"] == pytest.approx(
+        -float(found.logp.detach()[found.mask].mean()), abs=1e-5)
+
+    # the third waits for a fourth
+    assert rooms.waiting(asked, cfg, [row]) == [p for p in order if p.expert][2:]
+    assert rooms.fine_tuned(None, None, asked, cfg, [row | {"unsolved": row["unsolved"][:1]}]) == {}
+
+
 def test_overlong_penalty():
     lengths = [0, 40, 44, 48, 50]
     assert overlong_penalty(lengths, 50, .2).tolist() == pytest.approx([0, 0, -.4, -.8, -1])
@@ -429,7 +465,7 @@ def test_overlong_penalty():
 
 
 KINDS = ["chord", "hpt", "srft", "kl_cov", "cispo", "maxrl", "dapo", "cppo", "luffy", "sft",
-         "grpo_sft", "gspo", "calibrl_reference", "calibrl_live"]
+         "grpo_sft", "gspo", "calibrl_reference", "calibrl_live", "relift"]
 
 
 @pytest.mark.parametrize("method", KINDS)

@@ -33,6 +33,7 @@ HELD = {"target_entropy": .2}
 WITH = {"vllm": {"engine": "trl"}, "expert_weight": {"method": "luffy"},
         "verified": {"method": "grpo_sft"}, "mu": CHORD, "mu_end": CHORD, "mu_steps": CHORD,
         "cov_share": {"method": "kl_cov"}, "cov_weight": {"method": "kl_cov"},
+        "hard_share": {"method": "relift"},
         "dial": HELD, "dial_rate": HELD, "sampler": {"sampler_url": "http://127.0.0.1:9"},
         "sampler_url": {"sampler": "vllm"}}
 

@@ -39,6 +39,7 @@ PULL = (BASE, *(f"{name}expert_weight={w}" for name, weights in (
             ("grpo_sft:", (0.3, 1, 3, 9)), ("grpo_sft:verified=true,", (0.3, 1, 3, 9)),
             ("luffy:", (1, 5, 20, 60)), ("rl_plus:", (1, 5, 20, 60)), ("hpt:", (0.3, 1, 3, 9)))
             for w in weights), *(f"chord:mu={mu}" for mu in (0.1, 0.3, 0.6, 0.9)),
+        *(f"relift:hard_share={share}" for share in (0.25, 0.5, 1, 2)),
         *(f"{LIVE},weight={w}" for w in (0.03, 0.1, 0.3, 1)))
 
 TARGETS = (0.1, 0.15, 0.2)      # nats a token, held by four controllers

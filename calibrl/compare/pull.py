@@ -35,6 +35,8 @@ def part_norm(policy, rows, adv, cfg, theirs:bool)->float:
 def measured_pull(policy, ro, cfg:Config)->float|None:     # sampled groups
     "Return the expert's gradient over the policy's own; None where there is none of the latter."
     cfg = cfg.resolved()
+    if cfg.hard_share:
+        return None      # the expert is heard between steps, in an update of its own
     adv = group_advantages(ro.rewards.view(-1, ro.n), cfg.norm_std)
     rows, adv = change_rows(policy, ro, adv, cfg)
     own, theirs = (part_norm(policy, rows, adv, cfg, expert) for expert in (False, True))

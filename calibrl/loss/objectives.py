@@ -125,6 +125,10 @@ OBJECTIVES |= {
     "hpt": Objective(
         surrogate_loss, norm_std=False, source="arXiv 2509.04419", defaults=free,
         takes=("expert_weight",), expert_rows=True, reads=TAUGHT),
+    "relift": Objective(
+        surrogate_loss, norm_std=False, source="arXiv 2506.07527; its repository",
+        defaults=dict(clip_high=0.28, dual_clip=OFF, hard_share=0.5),
+        reads=("neg_weight", "hard_share")),
     "srft": Objective(
         partial(surrogate_loss, expert_tokens="likely", own_tokens="cispo"), norm_std=False,
         source="arXiv 2506.19767", defaults=dict(clip_low=0.0, clip_high=0.0),
