@@ -143,7 +143,7 @@ MAY_USE = {
                   "runs.report", "runs.sources", "runs.validation"},
     "runs.checkpoints": {"draws", "files", "rollout"},
     "runs.demo": {"config", "eval", "files", "geometry", "rollout", "runs.folder", "runs.loop",
-                  "runs.report", "runs.sources", "runs.tables", "viz"},
+                  "runs.report", "runs.sources", "runs.tables", "train", "viz"},
     "runs.engine_trl": {"base", "config", "files", "parallel", "prompts", "records", "rollout",
                         "runs.checkpoints", "runs.fit", "runs.launch", "runs.logs", "runs.loop",
                         "runs.options", "runs.validation", "runs.watch", "tasks", "train", "trl"},
