@@ -96,6 +96,8 @@ def train(
     expert_weight:float=None,
     # of a negative advantage against a positive one, on the policy's own answers (default: 1)
     neg_weight:float=None,
+    # of the term that holds the policy near itself without its adapter (default: 0)
+    kl_weight:float=None,
     entropy_bonus:float=None,    # of the policy's entropy in what is climbed (default: 0)
     # nats a token to hold by turning a dial each step (default: no dial)
     target_entropy:float=None,

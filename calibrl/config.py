@@ -141,6 +141,8 @@ class Config:
     # what holds entropy; W-REINFORCE weighs positives with 0.1, which is the same ratio as 10
     neg_weight: float = 1.0
     verified: bool = False        # imitate only experts that the verifier accepts; ours
+    # of GRPO's optional term that holds the policy near itself without its adapter [C: none]
+    kl_weight: float = 0.0
     # the expert's share of the loss at the beginning [CHORD-mu: 0.9; CHORD-phi: 0.1]
     mu: float | None = None
     mu_end: float | None = None   # what it falls to, by half a cosine [CHORD-mu: 0.05]

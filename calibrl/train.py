@@ -17,6 +17,7 @@ import torch
 
 from .config import Config
 from .dial import bonus_loss, turned
+from .kl import kl_loss, with_reference, without_reference
 from .loss import OBJECTIVES, group_advantages
 from .methods import at_step, change_rows, refill
 from .parallel import (all_gather, all_reduce_gradients, gather_rollouts, local_slice,
@@ -49,6 +50,7 @@ def train_step(policy:Policy,             # samples and trains
     # advantages belong to whole groups; other methods than GRPO and CalibRL also change the rows
     adv = group_advantages(rollouts.rewards.view(-1, rollouts.n), cfg.norm_std)
     rows, adv = change_rows(policy, rollouts, adv, cfg)
+    rows = with_reference(policy, rows, cfg)
 
     # one update for each mini-batch of groups
     minis = torch.arange(len(rows.problems)).chunk(cfg.mini_batches)
@@ -101,10 +103,11 @@ def backward(policy:Policy,
     loss, metrics = propagate_nan(objective)(
         logp, part.old_logp, part.expert_logp, adv.flatten(), part.correct, part.mask,
         has_expert=part.has_expert, expert_mask=part.expert_mask, from_expert=part.from_expert,
-        **part.extra, **settings)
+        **without_reference(part.extra), **settings)
     share = loss_share(part.mask, whole.mask, cfg.reduce)
     error = (logp.detach() - part.old_logp)[part.mask].expm1().abs().sum()/whole.mask.sum()
-    ((loss + bonus_loss(logp, part, cfg))*share).backward()
+    added = bonus_loss(logp, part, cfg) + kl_loss(logp, part, cfg)
+    ((loss + added)*share).backward()
     return {"ratio_error": float(error)} | {name: v*share for name, v in metrics.items()}
 
 # %% ../nbs/02_train.ipynb #4ac75ec5

@@ -113,10 +113,10 @@ def test_train_then_eval(tmp_path, capsys):
 
 
 def test_demo_leaves_everything_to_look_at(tmp_path, capsys):
-    assert main(["demo", "--quick", "--steps", "1", "--out", str(tmp_path/"demo")]) == 0
+    assert main(["demo", "--quick", "--steps", "3", "--out", str(tmp_path/"demo")]) == 0
     out = capsys.readouterr().out
     words = ("before", "after", "test: greedy accuracy", "hard: pass@4", "blank pictures",
-             "Entropy", "report.html", "Next:")
+             "Entropy", "beside GRPO", "1 steps each", "report.html", "Next:")
     for word in words:
         assert word in out
     from calibrl.geometry import tiny_checkpoint
@@ -125,9 +125,9 @@ def test_demo_leaves_everything_to_look_at(tmp_path, capsys):
     assert f"of {sum(w.numel() for w in full.parameters()):,} parameters in 4 bits" in out
     left = {p.name for p in (tmp_path/"demo").iterdir()}
     assert {"config.toml", "metrics.jsonl", "curves.png", "samples.png", "report.html",
-            "answers.jsonl", "adapter"} <= left
+            "answers.jsonl", "adapter", "dial.png"} <= left
     page = (tmp_path/"demo/report.html").read_text()
-    assert page.count("data:image/png") >= 5
+    assert page.count("data:image/png") >= 6 and "not the paper" in page
     assert "http://" not in page and "https://" not in page
 
 

@@ -69,3 +69,18 @@ def test_a_dial_that_moves_nothing_is_refused_before_anything_is_loaded(tmp_path
         assert main(["train", *words]) == 2
         assert said in capsys.readouterr().err
         assert not any(tmp_path.iterdir())
+
+
+def test_the_term_of_grpo_holds_the_policy_near_its_start():
+    asked = algebra.problems(4, seed=2)
+    moved = {}
+    for weight in (0., 5.):
+        policy = Policy.from_pretrained(algebra.tiny_checkpoint())
+        ro = rollout(policy, asked, n=4, seed=1)
+        cfg = Config(prompts=4, mini_batches=1, kl_weight=weight, micro_tokens=300)
+        optimizer = make_optimizer(policy, cfg)
+        for _ in range(4):
+            train_step(policy, optimizer, ro, cfg)
+        logp = policy.logps(ro.problems, ro.grouped).logp.detach()
+        moved[weight] = float((logp - ro.old_logp)[ro.mask].abs().mean())
+    assert 0 < moved[5.] < .9*moved[0.]

@@ -352,3 +352,22 @@ def test_a_deeper_tower_and_more_pictures_extrapolate(kind, recompute, checkpoin
     merged = config.vision_config.spatial_merge_size**2
     tokens = SIDE**2//merged      # of one small picture
     assert tower_bytes(config, tokens, *options)(3) == pytest.approx(added, rel=.1)
+
+
+# What --engine trl takes over: by a setting of TRL's, by our recorder, or as the policy is loaded;
+# and what only methods or samplers read that it refuses
+CARRIED = set("""method alpha weight gap reduce norm_std clip_low clip_high dual_clip weigh_by_adv
+    instruction system min_pixels max_pixels steps prompts responses mini_batches temperature
+    max_new_tokens micro_tokens gradient_checkpointing rows lr lr_schedule warmup train_vision
+    weight_decay max_grad_norm seed sample_every save_every val_every keep""".split())
+OF_OTHERS = set("""expert_weight verified mu mu_end mu_steps cov_share cov_weight dial dial_rate
+    sampler_url sampler_cap sampler_timeout""".split())
+
+
+@pytest.mark.parametrize("name", sorted(field.name for field in fields(Config)))
+def test_the_other_engine_passes_over_no_option_in_silence(name):
+    if name in CARRIED | OF_OTHERS:
+        return
+    method = WITH.get(name, {})
+    refused = options_room.not_carried(Config(**{name: another(name)} | method), {name})
+    assert name in refused, f"{name}: TRL's engine neither takes it over nor refuses it"

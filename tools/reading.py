@@ -64,6 +64,7 @@ LEFT_OUT = {
         "sample_plainly", "plain_logps", "logit_logps", "attend_by", "laid_out", "with_sink",
         "attend_windows", "logps_by_passes", "Policy.passes"],
     "entropy on a dial": ["bonus_loss", "dial_metrics", "turned"],
+    "GRPO's optional term": ["kl_loss", "with_reference", "without_reference"],
     "other methods than GRPO and CalibRL": ["refill", "fine_tuned"],
     "several processes": ["all_gather", "all_reduce_gradients", "gather_rollouts", "local_slice",
                           "padded", "processes"]}

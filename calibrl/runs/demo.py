@@ -19,6 +19,7 @@ from .loop import run_in_folder
 from .report import mean_of
 from .sources import base_parameters, drawn_problems, model_path, run_identity, versions
 from .tables import percent, table
+from ..train import train
 
 # %% ../../nbs/runs/demo.ipynb #e4128d70
 def take_exam(policy:Policy,
@@ -121,11 +122,44 @@ def exam_tables(exams:Exams, name:str)->dict:
     return {title: [{k: percent(v) for k, v in row.items()} for row in rows]
             for title, rows in tables.items() if rows}
 
+# %% ../../nbs/runs/demo.ipynb #5ee771a4
+DIAL = {"GRPO": dict(method="grpo"), "alpha 0": dict(gap="sequence", alpha=0., weight=.4)}
+
+def two_ways(cfg:Config)->dict:     # name -> metrics of the steps; {} where there are too few
+    "Train from the start again by GRPO and with alpha at its lower end, on the same problems."
+    steps = cfg.steps//3
+    if cfg.method != "calibrl" or not steps:
+        return {}
+    print(f"Twice more for {steps} steps, by GRPO and with alpha at 0.")
+    found = {}
+    for name, options in DIAL.items():
+        policy = Policy.from_pretrained(model_path("tiny"), bits=4, lora_rank=16, seed=cfg.seed)
+        short = Config(steps=steps, prompts=8, seed=cfg.seed, **options)
+        problems = drawn_problems(cfg.seed, steps*short.prompts)
+        found[name] = list(train(policy, problems, short))
+    return found
+
+# %% ../../nbs/runs/demo.ipynb #bd6b27e2
+def dial_ends(steps:list)->dict:     # metrics
+    "Return what the last ten steps came to."
+    return {key: mean_of(steps[-10:], key) for key in ("entropy", "accuracy")}
+
+def dial_text(dial:dict)->str:     # from `two_ways`
+    "Return in two lines what alpha at 0 did beside GRPO."
+    ends = {name: dial_ends(steps) for name, steps in dial.items()}
+    said = "; ".join(f"{name} {end['entropy']:.3f} nats a token, {end['accuracy']:.0%} right"
+                     for name, end in ends.items())
+    steps = len(next(iter(dial.values())))
+    weight = DIAL["alpha 0"]["weight"]
+    return (f"Alpha as a dial, not the paper's setting (sequence gap, weight {weight}, alpha 0),"
+            f" beside GRPO,\n{steps} steps each from the same start, entropy at the end: {said}.")
+
 # %% ../../nbs/runs/demo.ipynb #786c918f
 def write_demo_report(out,
                       exams:Exams,
                       rows:list,     # metrics of the steps
                       what:str,      # a few words on the run
+                      dial:dict,     # from `two_ways`
                      ):
     "Write answers.jsonl, samples.png and report.html into a run folder."
     from calibrl import viz
@@ -140,12 +174,21 @@ def write_demo_report(out,
     picture = bytes_of(figure.savefig, format="png", dpi=110, bbox_inches="tight")
     write_atomic(out/"samples.png", picture)
 
+    # the dial beside GRPO
+    figures = {"Training": out/"curves.png"} if rows else {}
+    if dial:
+        bands = {title: {name: [[step[key] for step in steps]] for name, steps in dial.items()}
+                 for key, title in (("entropy", "entropy"), ("accuracy", "accuracy of samples"))}
+        drawn = bytes_of(viz.plot_bands(bands).savefig, format="png", dpi=110, bbox_inches="tight")
+        write_atomic(out/"dial.png", drawn)
+        figures["Alpha at 0 beside GRPO, from the same start; not the paper's setting"] = (
+            out/"dial.png")
+
     # the page
     samples = [{"question": row.problem.question, "answer": row.problem.answer,
                 "image": row.problem.images[0], "expert": row.problem.expert,
                 "correct": row.correct, "before": row.before["responses"][0],
                 "response": row.after["responses"][0]} for row in shown]
-    figures = {"Training": out/"curves.png"} if rows else {}
     about = f"{len(exams.tests[name])} test problems; sampled at temperature 1."
     page = viz.report_html(f"Training with {what}", about, exam_tables(exams, name), figures,
                            samples)
@@ -168,7 +211,7 @@ def demo_tests(size:int)->dict:     # name -> problems
     return {"test": test, "hard": geometry.problems(size//3, split="hard"),
             "blank pictures": [geometry.blind(problem) for problem in test]}
 
-def say_demo(out, cfg:Config, figures:list, bound:float, rows:list, seconds:float):
+def say_demo(out, cfg:Config, figures:list, bound:float, rows:list, dial:dict, seconds:float):
     "Print what training changed, and where to look."
     print("\n" + table(figures))
     print("\nThe best any policy can do on blank pictures, by the question alone:"
@@ -178,6 +221,8 @@ def say_demo(out, cfg:Config, figures:list, bound:float, rows:list, seconds:floa
         print(f"Entropy of the policy on its own answers: {ends[0]:.3f} nats a token in the first"
               f" ten steps, {ends[1]:.3f} in the last ten.")
         print(beside_grpo(cfg, rows), end="")
+    if dial:
+        print(dial_text(dial))
     files = [str(out/name) for name in ("report.html", "curves.png", "samples.png",
                                         "metrics.jsonl")]
     print(f"{seconds:.0f} s. To look at: {', '.join(files)}; the adapter: {out/'adapter'}")
@@ -213,11 +258,13 @@ def demo_in(out, cfg:Config, size:int, k:int):     # an empty folder, ours alone
     figures = compare_exams(before, after)
     bound = geometry.image_blind_bound(tests["test"])
     what = f"{cfg.method}, {len(rows)} steps, seed {cfg.seed}"
-    write_demo_report(out, Exams(tests, before, after), rows, what)
+    dial = two_ways(cfg)
+    write_demo_report(out, Exams(tests, before, after), rows, what, dial)
     record = {"config": asdict(cfg), "figures": figures, "blind_bound": bound,
+              "dial": {name: dial_ends(steps) for name, steps in dial.items()},
               "seconds": time.time() - start, "versions": versions()}
     write_atomic(out/"summary.json", json.dumps(record, indent=1))
-    say_demo(out, cfg, figures, bound, rows, time.time() - start)
+    say_demo(out, cfg, figures, bound, rows, dial, time.time() - start)
 
 def run_demo(out, cfg:Config, size:int, k:int):     # problems of the test, answers to each
     "Train the embedded policy in a folder, or raise OSError that says what is left."

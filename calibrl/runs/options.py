@@ -72,10 +72,16 @@ def not_carried(cfg:Config, said)->dict:     # names of the options that somebod
         "prune": cfg.prune > 0 and "TRL updates on every row",
         "tries": cfg.tries > 1 and "TRL draws each step once",
         "overlong": cfg.overlong > 0 and "no penalty is put on the length of an answer there",
+        "neg_weight": cfg.neg_weight != 1 and "it weighs advantages of both signs alike",
+        "entropy_bonus": cfg.entropy_bonus > 0 and "it has no bonus for entropy",
+        "target_entropy": cfg.target_entropy is not None and "nothing turns a dial there",
+        "kl_weight": cfg.kl_weight > 0 and "our trainer asks no reference for log-probabilities",
+        "law_every": cfg.law_every > 0 and "its gradients are not taken apart",
         "responses": cfg.responses < 2 and "TRL's groups begin at 2"}
     wrong |= {name: why for name, why in OURS_ALONE.items() if name in said}
     return {name: why for name, why in wrong.items() if why}
 
+# %% ../../nbs/runs/options.ipynb #ee53b490
 def flag_text(name:str, value)->str:
     "Return an option as a command line has it."
     words = name.replace("_", "-")
