@@ -13,6 +13,7 @@ import shutil
 import statistics
 import tempfile
 import time
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from importlib.util import find_spec
@@ -27,9 +28,10 @@ from calibrl.geometry import tiny_checkpoint
 from calibrl.plan import plan, sampling_peak
 from calibrl.prompts import one_line
 from calibrl.rollout import Policy
+from calibrl.sampling_copy import settle_copy
 from calibrl.speed import (
-    StepSize, bench_processor, generate, processor_name, qwen_config, quiet_libraries,
-    random_model, silent, step_in_halves, trl_trainer, versions)
+    StepSize, bench_processor, generate, loop_families, loop_lines, processor_name,
+    qwen_config, quiet_libraries, random_model, silent, step_in_halves, trl_trainer, versions)
 from calibrl.train import Config
 
 # %% ../nbs/07a_gpu.ipynb #d673baf9
@@ -155,15 +157,19 @@ def loading(bench:Bench)->dict:
     loaded = bench.timed(partial(Policy.from_pretrained, str(bench.scratch), bits=4,
                                  device=bench.device))
     bench.policy = loaded.result
+    settle_copy(bench.policy, False)
     shape = bench.shape
     bench.problems = shape.size.problems(bench.policy.processor, shape.P)
     return {"load_seconds": loaded.seconds, "gib": loaded.gib}
 
 # %% ../nbs/07a_gpu.ipynb #82e5a26b
-def sampling(bench:Bench)->dict:
+def sampling(
+    bench:Bench,
+    long=None,  # tokens of a longer response; default: the shape's
+)->dict:
     "Return the speed of sampling"
     bench.ready()
-    short, long = bench.shape.short, bench.shape.size.max_new_tokens
+    short, long = bench.shape.short, long or bench.shape.size.max_new_tokens
     bench.sample(short)
     few, many = [bench.timed(partial(bench.sample, tokens)) for tokens in (short, long)]
     a_token = (many.seconds - few.seconds)/(long - short)
@@ -186,6 +192,37 @@ def kernels(bench:Bench)->dict:
         return out
     busy = (many[1] - few[1])/more
     return out | {"busy_ms_per_token": busy, "reading_busy_ms": many[1] - lengths[1]*busy}
+
+# %% ../nbs/07a_gpu.ipynb #91477576
+@contextmanager
+def from_copy(bench:Bench):
+    "Have the policy sample from a copy for a while"
+    bench.ready()
+    settle_copy(bench.policy, True)
+    try:
+        yield
+    finally:
+        settle_copy(bench.policy, False)
+
+def sampling_copied(bench:Bench)->dict:
+    "Return the speed of sampling from a copy"
+    with from_copy(bench):
+        return sampling(bench)
+
+def kernels_copied(bench:Bench)->dict:
+    "Return the kernels of sampling from a copy"
+    with from_copy(bench):
+        return kernels(bench)
+
+def launched_sampling(bench:Bench)->dict:
+    "Return the speed of sampling where each kernel is launched on its own"
+    bench.ready()
+    before = bench.policy.fixed
+    bench.policy.fixed = False
+    try:
+        return sampling(bench, 2*bench.shape.short)
+    finally:
+        bench.policy.fixed = before
 
 # %% ../nbs/07a_gpu.ipynb #82cae16d
 def planned(
@@ -228,6 +265,12 @@ def step(bench:Bench)->dict:
         out |= {f"{name}_seconds": half.seconds, f"{name}_gib": half.gib,
                 f"{name}_gib_planned": said[name]}
     return out
+
+# %% ../nbs/07a_gpu.ipynb #f082568e
+def step_copied(bench:Bench)->dict:
+    "Return the seconds and the memory of a whole step that samples from a copy"
+    with from_copy(bench):
+        return step(bench)
 
 # %% ../nbs/07a_gpu.ipynb #111d0eb8
 def tiny(bench:Bench)->dict:
@@ -286,8 +329,9 @@ def trl(bench:Bench)->dict:
     return {"seconds": seconds[0], "gib": taken.gib}
 
 # %% ../nbs/07a_gpu.ipynb #4dea3f93
-PARTS = {making: 30, loading: 10, sampling: 45, kernels: 15, step: 60, tiny: 25, generated: 60,
-         trl: 75}      # the most seconds that are expected, by part
+PARTS = {making: 30, loading: 10, sampling: 45, kernels: 15, sampling_copied: 20,
+         kernels_copied: 15, launched_sampling: 20, step: 60, step_copied: 40, tiny: 25,
+         generated: 60, trl: 75}      # the most seconds that are expected, by part
 LIMIT = 300
 
 def try_part(
@@ -323,7 +367,7 @@ def part_line(row:dict)->str:
     said = "  ".join(f"{name.replace('_', ' ')} {value:,.4g}" for name, value in numbers.items())
     trouble = [f"{name.replace('_', ' ')}: {row[name]}" for name in ("failed", "left_out")
                if name in row]
-    return f"{row['name']:10} {'; '.join(trouble) or said}"
+    return f"{row['name']:17} {'; '.join(trouble) or said}"
 
 def run_parts(
     bench:Bench,
@@ -333,7 +377,7 @@ def run_parts(
     start = time.perf_counter()
     record = {"card": None if bench.device == "cpu" else card(),
               "machine": f"{processor_name()}, {versions()}", "dry": bench.dry,
-              "shape": bench.shape.known, "parts": []}
+              "shape": bench.shape.known, "loop": loop_families(), "parts": []}
     print(f"{record['card'] or 'no GPU: not yet measured on one'}; {bench.shape.name}")
     for part in PARTS:
         begun = time.perf_counter()
@@ -359,6 +403,7 @@ def bars(ax, names, widths, colours, title):
     ax.set_title(title, fontsize=9)
     ax.spines[["top", "right"]].set_visible(False)
 
+# %% ../nbs/07a_gpu.ipynb #d5055eac
 def bars_of(record:dict)->dict:      # (name, value, colour) by title
     "Return what a picture of a record shows; what was not measured is not there"
     parts = {row["name"]: row for row in record["parts"]}
@@ -368,18 +413,28 @@ def bars_of(record:dict)->dict:      # (name, value, colour) by title
                 if row.get(name) is not None]
 
     return {
-        "ms a token": [*known("sampling", ("by the clock", "token_ms", "sampling")),
-                       *known("kernels", ("at work", "busy_ms_per_token", "whole"))],
+        "ms a token": [*known("launched_sampling", ("launched each", "token_ms", "whole")),
+                       *known("sampling", ("captured", "token_ms", "sampling")),
+                       *known("kernels", ("at work", "busy_ms_per_token", "whole")),
+                       *known("sampling_copied", ("from a copy", "token_ms", "sampling")),
+                       *known("kernels_copied", ("at work", "busy_ms_per_token", "whole"))],
         "tokens a second": [*known("sampling", ("sample", "tokens_per_second", "sampling")),
+                            *known("sampling_copied",
+                                   ("from a copy", "tokens_per_second", "sampling")),
                             *known("generated", ("generate", "tokens_per_second", "whole"))],
         "seconds of a step": [*known("step", ("sampling", "sampling_seconds", "sampling"),
                                      ("update", "update_seconds", "update")),
+                              *known("step_copied",
+                                     ("from a copy", "sampling_seconds", "sampling")),
                               *known("trl", ("TRL, all", "seconds", "whole")),
                               *known("tiny", ("tiny, all", "seconds", "whole"))],
         "GiB": [*known("step", ("sampling", "sampling_gib", "sampling"),
-                       ("sampling, planned", "sampling_gib_planned", "whole"),
+                       ("planned", "sampling_gib_planned", "whole")),
+                *known("step_copied", ("from a copy", "sampling_gib", "sampling"),
+                       ("planned", "sampling_gib_planned", "whole")),
+                *known("step",
                        ("update", "update_gib", "update"),
-                       ("update, planned", "update_gib_planned", "whole"))]}
+                       ("planned", "update_gib_planned", "whole"))]}
 
 # %% ../nbs/07a_gpu.ipynb #1c762c21
 def plot_gpu(record:dict):      # a matplotlib figure
@@ -419,5 +474,6 @@ def bench_gpu(
     with tempfile.TemporaryDirectory(dir=folder) as scratch:
         record = run_parts(Bench(shape, device, Path(scratch), dry), folder/"gpu.json")
     write_atomic(folder/"gpu.png", bytes_of(plot_gpu(record).savefig, format="png"))
+    print("\n".join(loop_lines(record["loop"])))
     print(f"{folder/'gpu.json'}, {folder/'gpu.png'}")
     return record

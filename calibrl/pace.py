@@ -72,4 +72,4 @@ def pace_lines(card:Card,
         f"  not measured on this card; on one {card.card} {card.memory}")
     return [f"{where}: about {pace.step:,.0f} s a step,",
             f"  {hours:,.1f} hours for {steps} steps{money},",
-            "  if every response is as long as it may be"]
+            "  if every response is as long as it may be and each kernel is launched alone"]

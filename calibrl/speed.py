@@ -15,9 +15,11 @@ from statistics import median
 
 import torch
 
+from .base import MODELS
 from .cases import (
     alone, head, head_work, memory, one_group, prefix, sample, step_vs_trl)
 from .files import bytes_of, write_atomic
+from .masks import otherwise
 from .peers import (
     SHAPES, seconds, sides)
 from .rollout import head_logps
@@ -166,6 +168,32 @@ def run_cases(
             print(record_line(row), flush=True)
     return rows
 
+# %% ../nbs/07_speed.ipynb #d361740a
+def loop_families(
+    kinds=MODELS,  # model types
+)->dict:  # why, by model type
+    "Return the model types whose responses are written one by one, in a loop"
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText
+    found = {}
+    for kind in kinds:
+        config = AutoConfig.for_model(kind)
+        sees = hasattr(config, "vision_config")
+        auto = AutoModelForImageTextToText if sees else AutoModelForCausalLM
+        why = otherwise(auto._model_mapping[type(config)], config)
+        if why:
+            found[kind] = why
+    return found
+
+def loop_lines(
+    found:dict,  # of `loop_families`
+)->list:  # lines of text
+    "Return which model types keep the loop, those with the same reason together"
+    alike = {}
+    for kind, why in found.items():
+        alike.setdefault(why, []).append(kind)
+    return ["these keep the loop of sampling, neither captured nor from a copy:",
+            *(f"  {', '.join(kinds)}: {why}" for why, kinds in alike.items())]
+
 # %% ../nbs/07_speed.ipynb #e1840311
 def bench(
     out:str="runs/bench",  # folder for bench.json and bench.png
@@ -197,6 +225,8 @@ def bench(
         return
     if rows:
         write_atomic(folder/"bench.png", bytes_of(plot_bench(rows).savefig, format="png"))
+    if not only:
+        print("\n".join(loop_lines(loop_families())))
     print(f"{folder/'bench.json'}, {folder/'bench.png'}")
 
 # %% ../nbs/07_speed.ipynb #012f815c

@@ -9,6 +9,7 @@ from packaging.version import Version
 from PIL import Image
 
 from calibrl import engine, selfcheck
+from calibrl.masks import otherwise
 from calibrl.policy import Policy
 from calibrl.rollout import rollout
 from calibrl.tasks import Problem
@@ -81,6 +82,10 @@ def gap(policy, problems, responses, logp):
 def test_a_family_samples_scores_and_takes_a_step(folder, name):
     policy = trained(Policy.from_pretrained(folder(name), lora_rank=4))
     assert policy.rows == ("plain" if name in PLAIN else "packed")
+
+    # Found by trying, and told by the configuration alone
+    told = otherwise(type(policy.base), policy.base.config)
+    assert policy.shared == (policy.rows == "packed" and not told)
     problems = some(policy)
     ro = rollout(policy, problems, n=3, max_new_tokens=30, seed=1)
     assert gap(policy, problems, ro.responses, ro.old_logp) < 1e-4

@@ -10,9 +10,11 @@ from calibrl.cli import main
 from calibrl.engine import wide_product
 from calibrl.geometry import problems
 from calibrl.rollout import Policy, rollout
+from calibrl.speed import loop_lines
 from calibrl.train import Config, train
 
-MEASURED = ["making", "loading", "sampling", "step", "tiny", "generated"]
+MEASURED = ["making", "loading", "sampling", "sampling_copied", "kernels_copied",
+            "launched_sampling", "step", "step_copied", "tiny", "generated"]
 
 
 @pytest.fixture(scope="module")
@@ -53,6 +55,28 @@ def test_what_a_step_is_stands_in_its_parts(dry):
     assert step["seconds"] == step["sampling_seconds"] + step["update_seconds"]
     assert step["update_gib"] is None and step["update_gib_planned"] > 0
     assert parts["making"]["parameters"] > 10**6
+
+
+def test_a_copy_is_measured_beside_the_model(dry):
+    "A copy takes fewer operations a token, and the plan of its step counts it."
+    parts = rows(dry)
+    assert 0 < parts["kernels_copied"]["kernels_per_token"]
+    more = (parts["step_copied"]["sampling_gib_planned"]
+            - parts["step"]["sampling_gib_planned"])*2**30
+    text = gpu.TINY.text
+    width, inner, layers = (text[name] for name in ("hidden_size", "intermediate_size",
+                                                    "num_hidden_layers"))
+    heads = width//text["num_attention_heads"]*text["num_key_value_heads"]
+    matrices = layers*(2*width*width + 2*width*heads + 3*width*inner)
+    assert more == pytest.approx(2*matrices)
+
+
+def test_families_that_keep_the_loop_are_named(dry):
+    "By the criterion that policies are loaded by, which tests of families hold."
+    record = json.loads((dry/"gpu.json").read_text())
+    assert "gemma3" in record["loop"] and "qwen2_5_vl" not in record["loop"]
+    lines = loop_lines({"a": "it is so", "b": "it is not", "c": "it is so"})
+    assert lines[1:] == ["  a, c: it is so", "  b: it is not"]
 
 
 def test_no_card_is_said_and_nothing_else_is_left(dry):

@@ -115,12 +115,16 @@ def load_policy(cfg:Config, spec:RunSpec, model, device=None)->Policy:
     policy.set_prompts(**prompt_options(cfg))
     return policy
 
+# %% ../../nbs/runs/start.ipynb #b582e197
+def is_served(run:Run)->bool:
+    "Return whether another program writes a run's responses."
+    return run.cfg.sampler != "policy" or run.spec.engine is not None
+
 def decide_copy(run:Run, policy:Policy,
                 planned=None,     # what a plan says, a `Choice`
                )->Choice:
     "Decide for all processes alike whether a run samples from a copy, or raise ValueError."
-    served = run.cfg.sampler != "policy" or run.spec.engine is not None
-    advice = Choice(False, "another program writes the responses") if served else planned
+    advice = Choice(False, "another program samples") if is_served(run) else planned
     found = settle_copy(policy, run.cfg.sampling_copy, advice)
     if run.state != "new" and run.cfg.sampling_copy is not None:
         found = found._replace(why="as this run began")
@@ -230,7 +234,8 @@ def train_run(run:Run, device, tracker,
     if processes()[0] == 0:
         run.note(problems, policy, held, judge)
         print(policy.about)
-        print(chosen.line)
+        if not is_served(run):
+            print(chosen.line)
         say_cost(policy)
     all_gather(None)
     train_or_say(run, policy, problems, tracker, held, judge)
