@@ -512,7 +512,7 @@ def test_tuning_wants_the_same_for_everyone():
 
 def test_the_experiment_on_pull_can_be_tuned():
     C.check_tuning(C.EXPERIMENTS["pull"].split(), [0, 1])
-    for name in ("pull", "foreign", "entropy"):
+    for name in ("pull", "equal_pull", "foreign", "entropy"):
         for spec in C.EXPERIMENTS[name].split():
             C.variant(spec, SMALL)
 

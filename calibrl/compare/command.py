@@ -31,10 +31,12 @@ TEACHERS = tuple(f"{method}experts={experts}"
                  for experts in ("noisy", "wrong", "terse", "verbose", "half")
                  for method in (f"{GAP},", "luffy:", f"{LIVE},", "grpo_sft:"))
 
-FOREIGN = (BASE, "calibrl:experts=foreign", *(f"{GAP},weight={w},experts={e}"
-           for w in (0.1, 0.4, 2) for e in ("foreign", "semi", "good")),
-           f"{GAP},weight=2,alpha=0.3,experts=foreign", f"{GAP},weight=2,alpha=0.8,experts=foreign",
-           *(f"{BASE},neg_weight={w}" for w in (1.56, 1.83, 1.96)))
+# %% ../../nbs/compare/command.ipynb #4b0860bd
+STYLED = [f"{GAP},weight={w},experts={e}" for w in (0.1, 2) for e in ("foreign", "semi", "good")]
+FOREIGN = (BASE, "calibrl:experts=foreign", *STYLED,
+           f"{GAP},weight=0.1,alpha=0.3,experts=foreign",
+           *(f"{GAP},weight=2,alpha=0.3,experts={e}" for e in ("foreign", "good")),
+           *(f"{BASE},neg_weight={w}" for w in (1.56, 2, 1.96, 3.19)))
 PULL = (BASE, *(f"{name}expert_weight={w}" for name, weights in (
             ("grpo_sft:", (0.3, 1, 3, 9)), ("grpo_sft:verified=true,", (0.3, 1, 3, 9)),
             ("luffy:", (1, 5, 20, 60)), ("rl_plus:", (1, 5, 20, 60)), ("hpt:", (0.3, 1, 3, 9)))
@@ -42,17 +44,28 @@ PULL = (BASE, *(f"{name}expert_weight={w}" for name, weights in (
         *(f"relift:hard_share={share}" for share in (0.25, 0.5, 1, 2)),
         *(f"{LIVE},weight={w}" for w in (0.03, 0.1, 0.3, 1)))
 
-TARGETS = (0.1, 0.15, 0.2)      # nats a token, held by four controllers
+EQUAL = (BASE, *(f"{name}={w}" for name, pair in (      # a pull of about 0.8, and of 2.4
+             ("grpo_sft:expert_weight", (1, 3)), ("luffy:expert_weight", (5, 16)),
+             ("rl_plus:expert_weight", (1.6, 5)), ("hpt:expert_weight", (0.5, 1.5)),
+             ("chord:mu", (0.12, 0.3)), ("srft:expert_weight", (2.2, 6.7)),
+             (f"{LIVE},weight", (0.022, 0.1))) for w in pair),
+         *(f"{spec},experts={e}" for e in ("foreign", "half") for spec in
+           ("grpo_sft:expert_weight=1", "hpt:expert_weight=0.5", f"{LIVE},weight=0.022")),
+         f"{GAP},weight=0.1,experts=half")
+
+TARGETS = (0.12, 0.16, 0.2)      # nats a token, held by four controllers
 HELD = (BASE, *(f"{BASE},target_entropy={target},dial={dial}" for target in TARGETS
                 for dial in ("bonus", "adaptive", "neg_weight")),
         *(f"{GAP},weight=2,target_entropy={target},dial=alpha" for target in TARGETS))
 
+# %% ../../nbs/compare/command.ipynb #9f09a8fe
 EXPERIMENTS = {     # the variants behind the figures below, by name
     "main": " ".join(MAIN),
     "ablations": " ".join(ABLATIONS),
     "long": " ".join(LONG),
     "foreign": " ".join(FOREIGN),
     "pull": " ".join(PULL),
+    "equal_pull": " ".join(EQUAL),
     "entropy": " ".join(HELD),
     "experts": " ".join(("grpo", GAP, "luffy", LIVE, "grpo_sft", *TEACHERS)),
 }
@@ -92,8 +105,8 @@ def comparison_text(rows:list, world:str, cfg:Config, held_out:str=None)->str:
 
 # %% ../../nbs/compare/command.ipynb #b4e4a2dc
 def compare_methods(  # noqa: PLR0913
-    # main, ablations, long, experts, foreign, pull, entropy, or names with options, as in
-    # "grpo,calibrl:alpha=0.3,gap=sequence,dapo"
+    # main, ablations, long, experts, foreign, pull, equal_pull, entropy, or names with options, as
+    # in "grpo,calibrl:alpha=0.3,gap=sequence,dapo"
     methods:str=METHODS,
     seeds:str="3",            # how many (0, 1, ...), or a list such as 4,7,9
     steps:int=None,           # training steps of each run (default: 60; 8 with --quick)
