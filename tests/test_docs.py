@@ -336,6 +336,7 @@ def test_what_is_replaced_in_another_projects_script_must_be_there(tmp_path):
     ('by <span class="math inline">A</span>, so',
      'by <span class="text-nowrap"><span class="math inline">A</span>,</span> so'),
     ("<td>calibrl:gap=mean</td>", "<td>calibrl:<wbr>gap=<wbr>mean</td>"),
+    ("<td>2e-07</td>", '<td class="text-nowrap">2e-07</td>'),
     ("<td>0.1, 0.2</td>", "<td>0.1, 0.2</td>"),
 ])
 def test_what_may_break_on_a_phone(html, want):

@@ -368,6 +368,7 @@ def narrow(text):
     text = OUTPUT.sub(wrapped, text)
     text = re.sub(r'(<span class="math inline">[^<]{,24}</span>[.,;:)]+)',
                   r'<span class="text-nowrap">\1</span>', text)    # no line begins with a comma
+    text = re.sub(r"<td>(\S*\de-\d+\S*)</td>", r'<td class="text-nowrap">\1</td>', text)
     settings = re.compile(r"(?<=<td>)\w+:[\w=.,:]+(?=</td>)")    # of a method, behind its name
     return settings.sub(lambda found: re.sub(r"([:,=])", r"\1<wbr>", found[0]), text)
 
