@@ -567,6 +567,13 @@ def test_columns_at_equal_accuracy():
         "method", "seeds", "starts", "greedy"}
 
 
+def test_the_help_says_what_is_meant_and_nothing_else(capsys):
+    assert main(["compare", "--help"]) == 0
+    text = " ".join(capsys.readouterr().out.split())
+    assert "noqa" not in text and "--methods METHODS main, ablations" in text
+    assert "those families are left out of training" in text
+
+
 def test_live_table(tmp_path):
     todo = [("grpo", 0), ("calibrl", 0), ("calibrl", 1)]
     (tmp_path/"grpo-0.json").write_text(json.dumps(fake("grpo", 0, 4, .1)))

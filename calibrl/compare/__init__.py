@@ -41,7 +41,7 @@ from calibrl.compare.many import (  # noqa: F401
 # %% ../../nbs/04_compare.ipynb #2ee35c02
 from calibrl.compare.command import (  # noqa: F401
     METHODS, GAP, LIVE, MAIN, ABLATIONS, LONG, TEACHERS, FOREIGN, PULL, TARGETS, HELD, EXPERIMENTS,
-    seed_numbers, comparison_text)
+    seed_numbers, comparison_text, specs_of)
 from calibrl.compare.told import (  # noqa: F401
     entropy_minus, difference_bars, differences, curves, says, WHAT, say_all)
 from calibrl.eval.stats import mean, runs_interval as interval  # noqa: F401

@@ -13,7 +13,9 @@ from pathlib import Path
 from calibrl.compare.exams import FURTHER
 from calibrl.compare.figures import BASE, BUDGET, as_text
 from calibrl.compare.many import compare
+from calibrl.compare.variants import PHASES
 from calibrl.files import write_atomic
+from calibrl.loss import OBJECTIVES
 from calibrl.train import Config
 
 # %% ../../nbs/compare/command.ipynb #0e3b230c
@@ -103,11 +105,19 @@ def comparison_text(rows:list, world:str, cfg:Config, held_out:str=None)->str:
         parts += [f"Difference to {base} on the same seeds", as_text(others, keys, True)]
     return "\n\n".join(parts)
 
+# %% ../../nbs/compare/command.ipynb #6155894e
+def specs_of(methods:str)->list:     # a name in `EXPERIMENTS`, or variants
+    "Return the variants that are asked for; a single word that is nothing is told what there is."
+    wanted = EXPERIMENTS.get(methods, methods)
+    specs = [spec for spec in re.split(r"\s+|,(?![a-z_]+=)", wanted) if spec]
+    if len(specs) == 1 and specs[0].partition(":")[0] not in (*OBJECTIVES, *PHASES):
+        raise ValueError(f"methods: {specs[0]!r} is neither a method nor one of"
+                         f" {', '.join(EXPERIMENTS)}")
+    return specs
+
 # %% ../../nbs/compare/command.ipynb #b4e4a2dc
 def compare_methods(  # noqa: PLR0913
-    # main, ablations, long, experts, foreign, pull, equal_pull, entropy, or names with options, as
-    # in "grpo,calibrl:alpha=0.3,gap=sequence,dapo"
-    methods:str=METHODS,
+    methods:str=METHODS,  # main, ablations, long, pull, ..., or grpo,calibrl:alpha=0.3,gap=mean
     seeds:str="3",            # how many (0, 1, ...), or a list such as 4,7,9
     steps:int=None,           # training steps of each run (default: 60; 8 with --quick)
     out:str="runs/compare",   # folder of the records; runs that are there are not repeated
@@ -124,8 +134,7 @@ def compare_methods(  # noqa: PLR0913
     held_out:str=None,
 ):
     "Train methods with several seeds under the same budget and compare them, with intervals."
-    wanted = EXPERIMENTS.get(methods, methods)
-    specs = [spec for spec in re.split(r"\s+|,(?![a-z_]+=)", wanted) if spec]
+    specs = specs_of(methods)
     numbers = seed_numbers(seeds, quick)
     if not specs or not numbers:
         raise ValueError("methods and seeds: at least one of each is needed")
