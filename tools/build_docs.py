@@ -98,8 +98,9 @@ def fold_checks(cells):
 def room_at_hand(text):
     "A hidden cell with what stands in the room that a chapter adds to, so that its exports run."
     for room in re.findall(r"#\| *exporti? +([\w.]+)", text)[:1]:
-        source = ("#| hide\nimport importlib\n"
-                  f'globals().update(vars(importlib.import_module("calibrl.{room}")))')
+        source = ("#| hide\nimport importlib\n"       # a loop, for nbdev warns of other code
+                  f'for room in [importlib.import_module("calibrl.{room}")]:\n'
+                  "    globals().update(vars(room))")
         yield {"cell_type": "code", "id": "room", "metadata": {}, "source": source,
                "execution_count": None, "outputs": []}
 
