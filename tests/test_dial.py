@@ -47,6 +47,14 @@ def test_a_dial_goes_on_where_it_stood(tmp_path, dial, start):
     assert whole[-1]["dial"] != whole[0]["dial"]
 
 
+def test_what_relift_waits_for_is_known_after_a_stop(tmp_path):
+    "Which questions nobody solved follows from the metrics, so a resumed run goes on as one."
+    whole = run(tmp_path/"whole", 3, dict(method="relift"))
+    assert run(tmp_path/"parts", 2, dict(method="relift")) == whole[:2]
+    assert run(tmp_path/"parts", 3, dict(method="relift")) == whole
+    assert any(row["unsolved"] for row in whole) and whole[-1]["fine_tuned"] == 1
+
+
 def test_the_bonus_lifts_entropy():
     asked = algebra.problems(8, seed=2)
     after = {}
