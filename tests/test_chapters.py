@@ -9,8 +9,8 @@ from urllib.parse import unquote
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-TAUGHT = [ROOT/"nbs/00_loss.ipynb"]
-TAUGHT += [ROOT/f"nbs/loss/{name}.ipynb" for name in ("clip", "lengths", "whole", "first_order")]
+OF_LOSS = ("clip", "lengths", "whole", "first_order", "law")
+TAUGHT = [ROOT/"nbs/00_loss.ipynb", *(ROOT/f"nbs/loss/{name}.ipynb" for name in OF_LOSS)]
 CHAPTERS = sorted((ROOT/"nbs/tutorials").glob("*.ipynb")) + TAUGHT
 OPENING = ("**You will build**", "**With**", "**You should know**", "**It takes**")
 ENDING = ("## You can now", "## Exercises", "## Where to go on")
