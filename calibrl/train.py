@@ -9,7 +9,6 @@ __all__ = ['train_step', 'batches', 'make_optimizer', 'train']
 import math
 import random, time
 from collections import Counter
-from contextlib import contextmanager
 from dataclasses import replace
 from itertools import islice
 
@@ -24,18 +23,19 @@ from .parallel import (all_gather, all_reduce_gradients, gather_rollouts, local_
                               padded, processes)
 from .pieces import loss_share, micro_batches
 from .rates import rate_share, set_rate
+from .ready import prepared
 from .records import diagnosis, is_finite, propagate_nan, samples_to_read
-from .rollout import Policy, Rollouts, recompute_activations, rollout
-from .sampling_copy import settle_copy
-from .served import sampler_metrics, serving, weighted
+from .rollout import Policy, Rollouts, rollout
+from .served import sampler_metrics, weighted
 from .signs import (
     at_first, check_agreement, lost_verdicts, skipped_step, summarize)
-from .tasks import start_judge, verify
+from .tasks import verify
 
 # what others take from here
 from .config import PRESETS, load_config, save_config  # noqa: F401
 from .methods import ROWS, overlong_penalty  # noqa: F401
 from .parallel import end_with  # noqa: F401
+from .ready import prepare  # noqa: F401
 from .signs import gap_positive  # noqa: F401
 
 # %% ../nbs/02_train.ipynb #b9de1a33
@@ -208,29 +208,3 @@ def train(policy:Policy,      # its adapter is trained in place
             rows.append(row)
             if [r["skipped_updates"] > 0 for r in rows[-cfg.max_broken:]] == [True]*cfg.max_broken:
                 raise RuntimeError(diagnosis(row, policy, cfg))
-
-# %% ../nbs/02_train.ipynb #55e78a5f
-def prepare(policy:Policy, problems:list, cfg:Config):
-    "Set a policy and the verifier up for training, or raise ValueError where that cannot be."
-    if not policy.trainable:
-        raise ValueError("the policy has nothing to train:"
-                         " load it with lora_rank > 0 or an adapter")
-    world = processes()[1]
-    groups = cfg.prompts//cfg.mini_batches
-    if world > 1 and cfg.sampler != "policy":
-        raise ValueError(f"sampler {cfg.sampler} is asked by one process, and here are {world}")
-    if world > groups:
-        raise ValueError(f"{world} processes are too many: a mini-batch has {groups} problems")
-    if cfg.gradient_checkpointing is not None:
-        recompute_activations(policy.model, cfg.gradient_checkpointing)
-    if cfg.sampling_copy is not None:
-        settle_copy(policy, cfg.sampling_copy)
-    policy.set_prompts(cfg.instruction, cfg.system, cfg.min_pixels, cfg.max_pixels)
-    start_judge(problems)
-
-@contextmanager
-def prepared(policy:Policy, problems:list, cfg:Config):
-    "Set all up for training, and within it have a server sample where that is asked for."
-    prepare(policy, problems, cfg)
-    with serving(policy, cfg):
-        yield

@@ -468,7 +468,7 @@ def test_the_weights_of_the_difference_reach_every_gradient(policy):
 
 
 def test_several_processes_do_not_ask_one_server(policy, monkeypatch):
-    from calibrl import train as room
+    from calibrl import ready as room
     monkeypatch.setattr(room, "processes", lambda: (0, 2))
     steps = train(policy, geometry.problems(4), Config(sampler="vllm", prompts=4))
     with pytest.raises(ValueError, match="sampler vllm is asked by one process, and here are 2"):
