@@ -22,12 +22,12 @@ def in_blocks(tokens:int)->int:
     "Return a number of tokens, rounded up to whole blocks."
     return -(-tokens//BLOCK)*BLOCK
 
-def lengthened(x,            # (rows, heads, tokens, width)
+def lengthened(x,            # (..., tokens, width)
                tokens:int,   # at least as many as there are
                left=False,   # new places come before the old ones
-              ):             # (rows, heads, tokens, width)
+              ):             # (..., tokens, width)
     "Return keys or values as a copy with empty places added."
-    more = tokens - x.shape[2]
+    more = tokens - x.shape[-2]
     return F.pad(x, (0, 0, more, 0) if left else (0, 0, 0, more)) if more else x.clone()
 
 # %% ../nbs/01l_step.ipynb #348fadfd
@@ -36,18 +36,20 @@ class OwnTokens:
     def __init__(self,
                  layers:list,     # for each layer keys and values of prompts (B, heads, P, width)
                  rows:int,
-                 column):         # (1,) where the next token goes, changed by others
+                 column,          # (1,) where the next token goes, changed by others
+                 m=1):            # rows that stand beside each other, head by head
         self.column = column
         self.width = BLOCK
-        self.blocks = [[x.new_zeros(rows, x.shape[1], BLOCK, x.shape[3]) for x in layer]
+        self.m = m
+        self.blocks = [[x.new_zeros(rows//m, x.shape[1], m, BLOCK, x.shape[3]) for x in layer]
                        for layer in layers]
 
     def update(self, key, value, layer_idx:int, *given, **named):
         "Write the newest keys and values (rows, heads, 1, width); return all places."
-        keys, values = self.blocks[layer_idx]
-        keys.index_copy_(2, self.column, key)
-        values.index_copy_(2, self.column, value)
-        return keys, values
+        blocks = self.blocks[layer_idx]
+        for block, x in zip(blocks, (key, value), strict=True):
+            block.index_copy_(3, self.column, x.unflatten(0, (-1, self.m)).transpose(1, 2))
+        return tuple(blocks)
 
     def get_seq_length(self, layer_idx=0)->int:
         return self.width
@@ -95,7 +97,7 @@ class Step:
         self.token = torch.zeros(rows, dtype=torch.long, device=luck.device)
         self.written = 0
         self.column = torch.zeros(1, dtype=torch.long, device=luck.device)
-        self.own = OwnTokens(self.layers, rows, self.column)
+        self.own = OwnTokens(self.layers, rows, self.column, n if fixed else 1)
 
     def next_token(self)->tuple:    # token ids, log-probabilities, entropies (rows,)
         "Return the next token of each row, the first one drawn from what its prompt ends with."
@@ -140,9 +142,10 @@ def shapes(step:Step)->tuple:    # prompts, responses to each, places of a promp
 
 def keep_rows(step:Step, going):
     "Do what `Step.keep` says."
+    places = going
     if step.fixed:
-        prompts = going[::step.n]//step.n
-        step.layers = [tuple(x[prompts] for x in layer) for layer in step.layers]
+        places = going[::step.n]//step.n      # prompts
+        step.layers = [tuple(x[places] for x in layer) for layer in step.layers]
     else:
         slots = torch.arange(len(step.token), device=going.device)
         step.slots = (slots if step.slots is None else step.slots)[going]
@@ -150,7 +153,7 @@ def keep_rows(step:Step, going):
     step.padding = step.padding[going]
     step.luck = step.luck[:, going]
     step.token = step.token[going]
-    step.own.change(lambda block: block[going])
+    step.own.change(lambda block: block[places])
 
 # %% ../nbs/01l_step.ipynb #8ab30718
 EVERY = 16      # tokens between looks at who has ended, where rows keep their places
