@@ -194,7 +194,7 @@ def packed_attention(query, key, value,    # (B, heads, P + R*T, width)
 
 # %% ../nbs/01a_engine.ipynb #ed69d4a5
 def one_token(query,         # (rows, heads, 1, width): one new token a row
-              key, value,    # (rows, key heads, W, width): the row's own tokens in W places
+              key, value,    # (G, key heads, m, W, width): the W places of m rows beside each other
               unseen,        # (rows, 1, 1, P + W) True on padding and on places without a token
               prompt,        # keys and values of the prompts, each once: (B, key heads, P, width)
               slots,         # (rows,) which of the B*n places each row has; None: all, in order
@@ -204,26 +204,28 @@ def one_token(query,         # (rows, heads, 1, width): one new token a row
     "Return the attention of sampled tokens over [prompt | own], each prompt's keys read once."
     K, V = prompt
     B, H, P, width = K.shape
-    q = (query*scale).view(len(query), H, -1, width)
-    heads = q.shape[2]
+    m = key.shape[2]                # n where rows keep their places, else 1
+    q = query.view(len(key), m, H, -1, width).transpose(1, 2)
+    q = torch.mul(q, scale, out=q.new_empty(q.shape))
 
-    def together(x):
+    def together(x):    # (G, H, m, heads, ...)
         "Rows of a prompt as one matrix, (B, H, n*heads, ...)."
         if slots is not None:
             x = x.new_zeros(B*n, *x.shape[1:]).index_copy_(0, slots, x)
-        return x.view(B, n, H, heads, -1).transpose(1, 2).flatten(2, 3)
+        return x.unflatten(0, (B, n//m)).transpose(1, 2).flatten(2, 4)
 
     def apart(x):
-        "The rows of these matrices, (rows, H, heads, ...)."
-        x = x.view(B, H, n, heads, -1).transpose(1, 2).flatten(0, 1)
+        "The rows of these matrices, (G, H, m, heads, ...)."
+        x = x.view(B, H, n//m, m, q.shape[3], -1).transpose(1, 2).flatten(0, 1)
         return x if slots is None else x[slots]
 
     # One softmax over the prompt and the row's own tokens
-    over_prompt = apart(wide_product(together(q), K))
-    scores = torch.cat([over_prompt, wide_product(q, key)], -1)
+    scores = torch.cat([apart(wide_product(together(q), K)), wide_product(q, key)], -1)
+    unseen = unseen.view(len(key), m, 1, 1, -1).transpose(1, 2)
     p = scores.masked_fill_(unseen, -torch.inf).softmax(-1).to(value.dtype)
-    out = apart(together(p[..., :P]) @ V) + p[..., P:] @ value
-    return out.flatten(1, 2)[:, None]
+    parts = [apart(together(p[..., :P]) @ V), p[..., P:], value]
+    out = torch.baddbmm(*[part.flatten(0, 2) for part in parts])
+    return out.view(q.shape).transpose(1, 2).reshape(len(query), 1, -1, width)
 
 # %% ../nbs/01a_engine.ipynb #2b6c60c5
 class SharedPrompts(NamedTuple):

@@ -9,9 +9,12 @@ __all__ = []
 import copy
 import gc
 import time
+from collections import Counter
 from statistics import median
 
 import torch
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from .rollout import Policy, add_adapter, collate, encode
 from .tasks import Problem
@@ -58,6 +61,80 @@ def theory(
     return (G + 1)*(1.5*P + L)/(1.5*P + (G + 1)*L)
 
 SHAPES = [(128, 64, 8), (256, 64, 8), (512, 64, 8), (1024, 64, 8), (1024, 32, 10)]    # P, L, G
+
+# %% ../nbs/07b_peers.ipynb #ccb4d835
+NO_KERNELS = {"view", "_unsafe_view", "transpose", "t", "expand", "slice", "select", "unsqueeze",
+              "squeeze", "detach", "alias", "as_strided", "unbind", "split", "split_with_sizes",
+              "permute", "empty", "new_empty", "promote_types"}
+
+class WholeNorms(TorchFunctionMode):
+    "Counts a norm as one operation."
+    def __init__(self, counted, paused):
+        super().__init__()
+        self.counted, self.paused = counted, paused
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        if function is not torch.nn.functional.rms_norm:
+            return function(*args, **(kwargs or {}))
+        self.counted["rms_norm"] += 1
+        self.paused.append(function)
+        try:
+            return function(*args, **(kwargs or {}))
+        finally:
+            self.paused.pop()
+
+class Operations(TorchDispatchMode):
+    "Counts the operations within by name, but for those that only look at the same numbers."
+    def __init__(self):
+        super().__init__()
+        self.counted = Counter()
+        self.paused = []
+        self.norms = WholeNorms(self.counted, self.paused)
+
+    def __enter__(self):
+        self.norms.__enter__()
+        return super().__enter__()
+
+    def __exit__(self, *error):
+        super().__exit__(*error)
+        self.norms.__exit__(*error)
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        name = function.overloadpacket.__name__
+        if name not in NO_KERNELS and not self.paused:
+            self.counted[name] += 1
+        return function(*args, **(kwargs or {}))
+
+# %% ../nbs/07b_peers.ipynb #dd24ad05
+def one_more_token(policy, problems:list)->Counter:
+    "Return the operations of one more token, by name"
+    counts = []
+    for tokens in (1, 3, 4):      # the first makes what is made once
+        with Operations() as seen:
+            policy.sample(problems, n=2, max_new_tokens=tokens)
+        counts.append(seen.counted)
+    return counts[2] - counts[1]
+
+def token_operations(
+    policy,
+    problems:list,
+    light=True,  # False: of the modules as the library makes them
+)->tuple:  # of a layer, of all that is no layer: by name
+    "Return the operations of one token of all rows"
+    layers = policy.decoder.layers
+    fixed, policy.fixed = policy.fixed, True
+    counts = []
+    try:
+        for depth in (3, 2):
+            policy.decoder.layers = layers[:depth]
+            policy.copy, policy.light = None, None if light else False
+            counts.append(one_more_token(policy, problems))
+    finally:
+        policy.decoder.layers = layers
+        policy.copy = policy.light = None
+        policy.fixed = fixed
+    layer = counts[0] - counts[1]
+    return layer, counts[1] - layer - layer
 
 # %% ../nbs/07b_peers.ipynb #412789f7
 MARKS = ["<|im_start|>", "<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>"]

@@ -20,6 +20,7 @@ from .draws import by_row, drawer, luck_of, pick, write
 from calibrl.engine import (
     attend_by, bias_of, collate, encode, fitting, own_attention, pack, register_attention,
     wide_product)
+from .light import light_writer
 from .memory import remembering, seen_in
 from .masks import is_plainly_causal, model_masks, pictures_seen, token_types
 from .plain_rows import plain_logps, plain_samples, token_scores
@@ -98,10 +99,11 @@ class Policy:
         self.fixed = self.device.type != "cpu"    # rows keep their places while sampling
 
         # How rows are run, and what is known of the head: found out by trying, without a copy
-        self.copy = False
+        self.copy = self.light = False
         settle(self, rows, MODELS)
         self.sampling_copy = None    # as somebody asks: True, False, or where it fits
         self.copy = None             # to sample from, once it is asked for, see `writer`
+        self.light = None            # the same in fewer operations, see `light_writer`
 
     @classmethod
     def from_pretrained(cls,             # noqa: PLR0913
@@ -471,7 +473,7 @@ def write_responses(policy:Policy,
                     temperature, tell=None)->Samples:
     "Write responses token by token over the prompts' keys and values."
     draw_next = partial(next_token, policy, choose=choose, temperature=temperature)
-    step = Step(policy.writer, prompts, n, draw_next, luck, policy.fixed)
+    step = Step(light_writer(policy), prompts, n, draw_next, luck, policy.fixed)
     tokens, rows = luck.shape
     eos = torch.tensor(policy.eos_ids, device=policy.device)
     together = dict(every=EVERY, group=n) if policy.fixed else {}

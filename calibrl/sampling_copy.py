@@ -43,20 +43,49 @@ def merged(module)->torch.Tensor:      # (out, in), in at least 32 bits
         total += module.get_delta_weight(name).detach()
     return total
 
+# %% ../nbs/01m_copy.ipynb #a1c25864
+def shared_parts(core)->dict:      # a model without its head
+    "Return what a copy of a model shares with it, as `copy.deepcopy` is told: numbers, settings."
+    configs = [vars(module).get("config") for module in core.modules()]
+    parts = [*core.parameters(), *core.buffers(), *(c for c in configs if c is not None)]
+    return {id(part): part for part in parts}
+
+SIBLINGS = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
+
+def lay_out(parent, matrices):      # a module of a copy; the copy's own matrices
+    "Let matrices that read the same numbers stand one behind the other in memory."
+    own = set(matrices)
+    for names in SIBLINGS:
+        some = [getattr(parent, name, None) for name in names]
+        if not own.issuperset(some) or len({matrix.in_features for matrix in some}) > 1:
+            continue
+        together = torch.cat([matrix.weight for matrix in some])
+        parts = together.split([matrix.out_features for matrix in some])
+        for matrix, part in zip(some, parts, strict=True):
+            matrix.weight = torch.nn.Parameter(part, requires_grad=False)
+
+def empty_matrix(module, dtype)->torch.nn.Linear:      # of `merged_modules`
+    "Return a matrix of a module's size, with its bias, to be written."
+    base = getattr(module, "base_layer", module)
+    device = base.weight.device
+    matrix = torch.nn.Linear(base.in_features, base.out_features, bias=False, device=device,
+                             dtype=dtype)
+    matrix.bias = base.bias
+    return matrix.requires_grad_(False)
+
 # %% ../nbs/01m_copy.ipynb #95fad170
 class SamplingCopy:
     "A model without its head, whose adapted and packed matrices are one matrix each."
     def __init__(self, core,     # the model that is trained, without its head
                  dtype):         # of the new matrices
         modules = merged_modules(core)
-        memo = {id(tensor): tensor for tensor in (*core.parameters(), *core.buffers())}
-        configs = [vars(module).get("config") for module in core.modules()]
-        memo |= {id(config): config for config in configs if config is not None}
 
         # A copied module is looked up by what it was, so those that merge are there beforehand
         self.pairs = [(module, empty_matrix(module, dtype)) for module in modules]
-        memo |= {id(module): matrix for module, matrix in self.pairs}
-        self.core = copy.deepcopy(core, memo).eval()
+        matrices = {id(module): matrix for module, matrix in self.pairs}
+        self.core = copy.deepcopy(core, shared_parts(core) | matrices).eval()
+        for parent in self.core.modules():
+            lay_out(parent, matrices.values())
         self.adapter = [weight for module, _ in self.pairs for name, weight
                         in module.named_parameters() if "lora_" in name]
         self.written = None      # norms of the adapter's matrices when the copy was written
@@ -70,15 +99,6 @@ class SamplingCopy:
                 matrix.weight.copy_(merged(module))
             self.written = norms
         return self.core
-
-def empty_matrix(module, dtype)->torch.nn.Linear:      # of `merged_modules`
-    "Return a matrix of a module's size, with its bias, to be written."
-    base = getattr(module, "base_layer", module)
-    device = base.weight.device
-    matrix = torch.nn.Linear(base.in_features, base.out_features, bias=False, device=device,
-                             dtype=dtype)
-    matrix.bias = base.bias
-    return matrix.requires_grad_(False)
 
 # %% ../nbs/01m_copy.ipynb #c33f84e8
 def copy_bytes(core, dtype)->int:      # a model without its head

@@ -1,15 +1,14 @@
 """A copy to sample from: what it says is what the model says, the model stays as it is, and it
 is there where it is said to be."""
 import copy
-from collections import Counter
 
 import pytest
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from calibrl.cli import main
 from calibrl.draws import drawer, luck_of
 from calibrl.geometry import problems
+from calibrl.peers import Operations
 from calibrl.policy import next_token, read_prompts
 from calibrl.rollout import Policy, ratio_floor, rollout
 from calibrl.runs.folder import run_notes
@@ -180,26 +179,6 @@ def test_an_adapter_of_another_kind_is_not_merged(tiny):
         policy.sample(PROBLEMS[:1], max_new_tokens=2)
 
 
-NO_KERNELS = {"view", "_unsafe_view", "transpose", "t", "expand", "slice", "select", "unsqueeze",
-              "squeeze", "detach", "alias", "as_strided", "unbind", "split", "permute", "empty",
-              "promote_types"}
-
-
-class Operations(TorchDispatchMode):
-    "Count operations by name, but for those that only look at the same numbers otherwise."
-    def __init__(self):
-        super().__init__()
-        self.counted = Counter()
-
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        self.counted[function.name().split("::")[1].split(".")[0]] += 1
-        return function(*args, **(kwargs or {}))
-
-    @property
-    def total(self):
-        return sum(n for name, n in self.counted.items() if name not in NO_KERNELS)
-
-
 @torch.no_grad()
 def operations(policy, core):
     "What one token of all rows launches, rows in their places."
@@ -211,7 +190,7 @@ def operations(policy, core):
     made.next_token()
     with Operations() as seen:
         made.next_token()
-    return seen
+    return seen.counted
 
 
 def test_a_token_takes_fewer_operations_with_a_copy(tiny):
@@ -220,9 +199,9 @@ def test_a_token_takes_fewer_operations_with_a_copy(tiny):
     layers = policy.base.config.get_text_config().num_hidden_layers
     without = operations(policy, policy.core)
     with_copy = operations(policy, SamplingCopy(policy.core, torch.bfloat16).fresh())
-    products = with_copy.counted["mm"] + with_copy.counted["addmm"]
+    products = with_copy["mm"] + with_copy["addmm"]
     assert products == 7*layers + 1                                  # and the head
-    assert without.counted["mm"] + without.counted["addmm"] >= 2*7*layers
-    assert with_copy.total < .63*without.total
-    assert (without.total - with_copy.total)/layers > 45
-    print(f"operations a token, {layers} layers: {without.total}, with a copy {with_copy.total}")
+    assert without["mm"] + without["addmm"] >= 2*7*layers
+    assert with_copy.total() < .63*without.total()
+    assert (without.total() - with_copy.total())/layers > 45
+    print(f"operations a token, {layers} layers: {without.total()}, copied {with_copy.total()}")

@@ -10,6 +10,7 @@ from calibrl import step as step_room
 from calibrl.draws import drawer, luck_of
 from calibrl.engine import SharedPrompts
 from calibrl.geometry import problems
+from calibrl.light import light_writer
 from calibrl.policy import next_token, read_prompts, write_responses
 from calibrl.rollout import Policy
 
@@ -138,7 +139,8 @@ def steps_of(policy, n, limit):
     def draw(states, luck):
         return next_token(policy, states, luck, drawer(1.), 1.)
 
-    made = step_room.Step(policy.core, read, n, draw, luck_of(2, n*len(PROBLEMS), limit), True)
+    luck = luck_of(2, n*len(PROBLEMS), limit)
+    made = step_room.Step(light_writer(policy), read, n, draw, luck, True)
     with torch.no_grad():
         made.next_token()
     return made

@@ -59,7 +59,8 @@ LEFT_OUT = {
     "the alarm before an update": ["check_agreement"],
     "what a kernel makes of a mask": ["bias_of"],
     "memory for time": ["recompute_activations", "Policy.remembering", "remembering", "seen_in"],
-    "the same tokens, sooner on a GPU": ["Captured", "shapes", "Policy.writer"],
+    "the same tokens, sooner on a GPU": ["Captured", "shapes", "Policy.writer",
+                                         "light_writer"],
     "rows of models that cannot be packed, and what only some families have": [
         "sample_plainly", "plain_logps", "logit_logps", "attend_by", "laid_out", "with_sink",
         "attend_windows", "logps_by_passes", "Policy.passes"],
