@@ -9,7 +9,7 @@ from urllib.parse import unquote
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-OF_LOSS = ("clip", "lengths", "whole", "first_order", "law")
+OF_LOSS = ("checks", "clip", "lengths", "whole", "first_order", "law")
 TAUGHT = [ROOT/"nbs/00_loss.ipynb", *(ROOT/f"nbs/loss/{name}.ipynb" for name in OF_LOSS)]
 CHAPTERS = sorted((ROOT/"nbs/tutorials").glob("*.ipynb")) + TAUGHT
 OPENING = ("**You will build**", "**With**", "**You should know**", "**It takes**")
@@ -42,7 +42,7 @@ def seen(path):
 
 def shows_nothing(source):
     "Whether code only imports, defines and assigns."
-    kinds = (ast.Import, ast.ImportFrom, ast.FunctionDef, ast.Assign)
+    kinds = (ast.Import, ast.ImportFrom, ast.FunctionDef, ast.ClassDef, ast.Assign)
     return all(isinstance(node, kinds) for node in ast.parse(source).body)
 
 
