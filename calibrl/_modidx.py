@@ -985,6 +985,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                'calibrl.masks.pictures_seen': ('masks.html#pictures_seen', 'calibrl/masks.py'),
                                'calibrl.masks.shape_named': ('masks.html#shape_named', 'calibrl/masks.py'),
                                'calibrl.masks.token_types': ('masks.html#token_types', 'calibrl/masks.py'),
+                               'calibrl.masks.unshared': ('masks.html#unshared', 'calibrl/masks.py'),
                                'calibrl.masks.whole': ('masks.html#whole', 'calibrl/masks.py')},
             'calibrl.memory': { 'calibrl.memory.Memory': ('memory.html#memory', 'calibrl/memory.py'),
                                 'calibrl.memory.Memory.__init__': ('memory.html#memory.__init__', 'calibrl/memory.py'),

@@ -28,6 +28,12 @@ def otherwise(kind:type,    # class of a model
     own = hasattr(kind, "create_masks_for_generate")
     return "it makes masks of its own" if own else ""
 
+def unshared(kind:type, config)->str:    # as in `otherwise`; empty where they do
+    "Return why rows do not share the keys and values of their prompt while they are sampled."
+    across = getattr(config.get_text_config(), "cross_attention_layers", None)
+    return otherwise(kind, config) or ("it has layers that look across at pictures" if across
+                                       else "")
+
 def is_plainly_causal(base)->bool:    # a model
     "Return whether in each layer a token sees all before it, and nothing more happens."
     return not otherwise(type(base), base.config)

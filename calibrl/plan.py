@@ -16,7 +16,7 @@ import torch
 
 from .base import base_of, model_processor, recomputes, shape_config
 from .costs import sampling_bytes, sampling_peak, step_flops
-from .masks import otherwise
+from .masks import unshared
 from .pace import card_named, measured_cards
 from .paper import on_paper, weights
 from .policy import Policy
@@ -128,7 +128,7 @@ class CopySize(NamedTuple):
 def copy_size(plan:Plan, paper)->CopySize:      # `paper`: the model, from `on_paper`
     "Return what a copy to sample from takes, or why none can serve."
     base = base_of(paper)
-    why = otherwise(type(base), plan.config)
+    why = unshared(type(base), plan.config)
     if why:
         return CopySize(0, 0, why)
     largest = max(module.in_features*module.out_features for module in merged_modules(base.model))

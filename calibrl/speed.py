@@ -19,7 +19,7 @@ from .base import MODELS
 from .cases import (
     alone, head, head_work, memory, one_group, prefix, sample, step_vs_trl)
 from .files import bytes_of, write_atomic
-from .masks import otherwise
+from .masks import unshared
 from .peers import (
     SHAPES, seconds, sides)
 from .rollout import head_logps
@@ -179,7 +179,7 @@ def loop_families(
         config = AutoConfig.for_model(kind)
         sees = hasattr(config, "vision_config")
         auto = AutoModelForImageTextToText if sees else AutoModelForCausalLM
-        why = otherwise(auto._model_mapping[type(config)], config)
+        why = unshared(auto._model_mapping[type(config)], config)
         if why:
             found[kind] = why
     return found

@@ -9,7 +9,7 @@ from packaging.version import Version
 from PIL import Image
 
 from calibrl import engine, selfcheck
-from calibrl.masks import otherwise
+from calibrl.masks import unshared
 from calibrl.policy import Policy
 from calibrl.rollout import rollout
 from calibrl.tasks import Problem
@@ -84,7 +84,7 @@ def test_a_family_samples_scores_and_takes_a_step(folder, name):
     assert policy.rows == ("plain" if name in PLAIN else "packed")
 
     # Found by trying, and told by the configuration alone
-    told = otherwise(type(policy.base), policy.base.config)
+    told = unshared(type(policy.base), policy.base.config)
     assert policy.shared == (policy.rows == "packed" and not told)
     problems = some(policy)
     ro = rollout(policy, problems, n=3, max_new_tokens=30, seed=1)
