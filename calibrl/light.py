@@ -79,7 +79,9 @@ def one_behind_the_other(matrices:list)->torch.Tensor|None:
         return None
     weights = [matrix.weight for matrix in matrices]
     for a, b in pairwise(weights):
-        if a.data_ptr() + a.nbytes != b.data_ptr() or a.shape[1] != b.shape[1]:
+        together = a.untyped_storage().data_ptr() == b.untyped_storage().data_ptr()
+        follows = a.data_ptr() + a.nbytes == b.data_ptr() and a.shape[1] == b.shape[1]
+        if not (together and follows and a.dtype == b.dtype):     # beside each other by chance
             return None
     rows = sum(map(len, weights))
     return weights[0].detach().as_strided((rows, weights[0].shape[1]), weights[0].stride())

@@ -15,7 +15,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from calibrl import train as T
+from calibrl import ready, train as T
 from calibrl.cli import main
 from calibrl.draws import DRAWS
 from calibrl.files import folder_hashes, read_jsonl
@@ -543,7 +543,7 @@ def test_several_processes_give_the_trajectory_of_one(tiny, tmp_path, world, opt
 
 
 def test_too_many_processes_are_refused(tiny, monkeypatch):
-    monkeypatch.setattr(T, "processes", lambda: (0, 3))
+    monkeypatch.setattr(ready, "processes", lambda: (0, 3))
     steps = T.train(Policy.from_pretrained(tiny), problems(8), T.Config(prompts=4))
     said = "3 processes are too many: a mini-batch has 2 problems"
     with pytest.raises(ValueError, match=said):
