@@ -591,16 +591,22 @@ def test_the_shipped_records_are_whole_and_small():
     folder = Path(__file__).parent.parent/"nbs/records/compare"
     files = sorted(folder.glob("*.jsonl"))
     assert files
-    assert sum(file.stat().st_size for file in folder.iterdir()) < 1_500_000
-    runs = C.records(*files)
-    keys = {(r["spec"], r["seed"], r.get("world", "geometry"), json.dumps(r["config"]))
-            for r in runs}
-    assert len(keys) == len(runs) == 273
+    # the newer ones hold all numbers of each step, some 14 KB a run
+    assert sum(file.stat().st_size for file in folder.iterdir()) < 4_000_000
+    kept = {file.stem: C.records(file) for file in files}
+    for name, found in kept.items():
+        keys = {(r["spec"], r["seed"], r["settings"].get("files"), json.dumps(r["config"]))
+                for r in found}
+        assert len(keys) == len(found), name
+    runs = [record for found in kept.values() for record in found]
+    assert len(runs) == 273 + 75 + 74 + 15
 
     # each has finite metrics, and says which exam it sat
     exams = {"test": (96, 8), "hard": (48, 8)}
-    settings = dict(size=96, k=8, model=None, bits=None)
+    settings = dict(size=96, k=8, bits=None)
+    starts = {None, "algebra", "start-1", "start-2", "start-3", "start-4"}
     for record in runs:
+        assert record["settings"]["model"] in starts
         assert all(map(math.isfinite, C.run_metrics(record).values()))
         world = record.get("world", "geometry")
         assert record["settings"].items() >= (settings | {"world": world}).items()

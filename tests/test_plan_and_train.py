@@ -360,8 +360,8 @@ CARRIED = set("""method alpha weight gap reduce norm_std clip_low clip_high dual
     instruction system min_pixels max_pixels steps prompts responses mini_batches temperature
     max_new_tokens micro_tokens gradient_checkpointing rows lr lr_schedule warmup train_vision
     weight_decay max_grad_norm seed sample_every save_every val_every keep""".split())
-OF_OTHERS = set("""expert_weight verified mu mu_end mu_steps cov_share cov_weight dial dial_rate
-    sampler_url sampler_cap sampler_timeout""".split())
+OF_OTHERS = set("""expert_weight verified hard_share mu mu_end mu_steps cov_share cov_weight dial
+    dial_rate sampler_url sampler_cap sampler_timeout""".split())
 
 
 @pytest.mark.parametrize("name", sorted(field.name for field in fields(Config)))
