@@ -107,6 +107,8 @@ def check_config(cfg):
     # options that go together
     check_read(cfg)
     check_dial(cfg)
+    if cfg.kl_weight and cfg.method == "sft":
+        raise ValueError("kl_weight: the method sft has no responses of its own")
     check_copy(cfg)
     wording(cfg.instruction, cfg.system)
     check_pixels(cfg.min_pixels, cfg.max_pixels)

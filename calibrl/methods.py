@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 
 from .config import Config
+from .kl import with_reference
 from .loss import group_advantages
 from .rollout import Policy, Rollouts, expert_rows, stack, with_experts
 
@@ -198,7 +199,7 @@ def change_rows(policy:Policy,
         ro = only_verified(policy, ro)
     if cfg.method in ROWS:
         ro, adv = ROWS[cfg.method](policy, ro, adv, cfg)
-    return ro, weigh_negatives(ro, adv, cfg.neg_weight)
+    return with_reference(policy, ro, cfg), weigh_negatives(ro, adv, cfg.neg_weight)
 
 # %% ../nbs/02c_methods.ipynb #7a52ce89
 def mixed_groups(ro:Rollouts)->Rollouts:

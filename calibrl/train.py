@@ -16,7 +16,7 @@ import torch
 
 from .config import Config
 from .dial import bonus_loss, turned
-from .kl import kl_loss, with_reference, without_reference
+from .kl import kl_loss, without_reference
 from .loss import OBJECTIVES, group_advantages
 from .methods import at_step, change_rows, refill
 from .parallel import (all_gather, all_reduce_gradients, gather_rollouts, local_slice,
@@ -50,7 +50,6 @@ def train_step(policy:Policy,             # samples and trains
     # advantages belong to whole groups; other methods than GRPO and CalibRL also change the rows
     adv = group_advantages(rollouts.rewards.view(-1, rollouts.n), cfg.norm_std)
     rows, adv = change_rows(policy, rollouts, adv, cfg)
-    rows = with_reference(policy, rows, cfg)
 
     # one update for each mini-batch of groups
     minis = torch.arange(len(rows.problems)).chunk(cfg.mini_batches)
@@ -174,7 +173,8 @@ def fine_tuned(policy:Policy, optimizer, problems:list, cfg:Config, rows:list, j
 
     # the usual way of a step, with the experts alone
     sft = replace(cfg, method="sft", hard_share=None, neg_weight=1., entropy_bonus=0.,
-                  target_entropy=None, dial="bonus", dial_rate=None, responses=1, mini_batches=1)
+                  target_entropy=None, dial="bonus", dial_rate=None, kl_weight=0., responses=1,
+                  mini_batches=1)
     ro = sample_step(policy, hardest, sft, len(rows), 1, judge)
     metrics = train_step(policy, optimizer, ro, sft)
     trained = rows[-1].get("tokens_trained", 0) + metrics["tokens_trained"]

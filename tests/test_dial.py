@@ -4,6 +4,7 @@ import pytest
 
 from calibrl import algebra
 from calibrl.cli import main
+from calibrl.compare.pull import pull_now
 from calibrl.config import Config, save_config
 from calibrl.dial import DAMPING, DIALS
 from calibrl.files import read_jsonl
@@ -92,3 +93,11 @@ def test_the_term_of_grpo_holds_the_policy_near_its_start():
         logp = policy.logps(ro.problems, ro.grouped).logp.detach()
         moved[weight] = float((logp - ro.old_logp)[ro.mask].abs().mean())
     assert 0 < moved[5.] < .9*moved[0.]
+
+
+def test_the_term_goes_with_whoever_takes_gradients_of_a_step():
+    policy = Policy.from_pretrained(algebra.tiny_checkpoint())
+    cfg = Config(method="grpo_sft", prompts=8, responses=8, kl_weight=1.)
+    assert pull_now(policy, algebra.problems(8), cfg, 0) > 0
+    with pytest.raises(ValueError, match="kl_weight: the method sft"):
+        Config(method="sft", kl_weight=1.)

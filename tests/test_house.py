@@ -123,7 +123,7 @@ MAY_USE = {
     "loss.terms": {"loss.checks"},
     "masks": {"engine"},
     "memory": set(),
-    "methods": {"config", "loss", "rollout"},
+    "methods": {"config", "kl", "loss", "rollout"},
     "own_reward": {"files", "tasks", "verify.sandbox", "verify.tags", "verify.worker"},
     "paper": {"base", "engine"},
     "parallel": {"rollout"},
